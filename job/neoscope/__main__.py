@@ -1,0 +1,5 @@
+"""`python -m neoscope` is the command `neoscope`."""
+
+from neoscope.cli import main
+
+main()

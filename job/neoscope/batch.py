@@ -1,0 +1,108 @@
+"""Tokens packed into batches of exactly `sequences x positions`.
+
+In: a stream of documents and a tokenizer. Out: batches, each with the documents that it holds and
+the place in the stream at which the next one begins, as plain JSON. It does not know what the text
+is, where it comes from, or what becomes of a batch.
+
+Batch k is tokens [n k, n (k + 1)) of the stream: documents are joined in order with nothing
+between them (or one separator token after each), and the rest of a cut document begins the next
+batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from neoscope.errors import InputError
+
+
+class DocumentStream(Protocol):
+    """Documents in order, with a place that can be written down and gone back to."""
+
+    def next(self) -> tuple[str, str] | None:
+        """The next document as (id, text); None at the end."""
+
+    def position(self) -> dict[str, Any]:
+        """The place before the next document, as plain JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """The tokens [start, stop) of a document of `tokens` tokens that lie in one batch.
+
+    A separator counts as the last token of its document.
+    """
+
+    id: str
+    tokens: int
+    start: int
+    stop: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """int32 `token_ids` [sequence, position], its documents, and the place after it."""
+
+    token_ids: npt.NDArray[np.int32]
+    documents: tuple[Span, ...]
+    position: dict[str, Any]
+
+
+def batches(
+    stream: DocumentStream,
+    tokenizer: Any,
+    *,
+    sequences: int,
+    positions: int,
+    separator: int | None = None,
+    offset: int = 0,
+) -> Iterator[Batch]:
+    """Batches of `sequences x positions` tokens until the stream ends; a last incomplete one is an error.
+
+    `stream` stands at the first document, of which `offset` tokens are already used.
+    `Batch.position` is `{"stream": place, "offset": tokens}` for the batch after it.
+    Raises InputError when the text ends inside a batch, so that a caller who needs no further batch
+    must not ask for one.
+    """
+    size = sequences * positions
+    skip, have = offset, 0
+    parts: list[npt.NDArray[np.int32]] = []
+    spans: list[Span] = []
+    while True:
+        before = stream.position()
+        document = stream.next()
+        if document is None:
+            raise InputError(
+                f"the text has too few tokens: it ended {have:,} tokens into a batch of {size:,}; "
+                "give more text, or lower --sequences, --positions or --batches"
+            )
+        name, text = document
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if separator is not None:
+            ids = [*ids, separator]
+        tokens = np.asarray(ids, dtype=np.int32)
+        used, skip = skip, 0
+        while True:
+            take = min(size - have, len(tokens) - used)
+            parts.append(tokens[used : used + take])
+            spans.append(Span(name, len(tokens), used, used + take))
+            have, used = have + take, used + take
+            if have < size:
+                break
+            whole = used == len(tokens)
+            yield Batch(
+                token_ids=np.concatenate(parts).reshape(sequences, positions),
+                documents=tuple(spans),
+                position={
+                    "stream": stream.position() if whole else before,
+                    "offset": 0 if whole else used,
+                },
+            )
+            parts, spans, have = [], [], 0
+            if whole:
+                break

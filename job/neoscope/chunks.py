@@ -1,0 +1,131 @@
+"""One chunk: its stored form, its digest, what its values are like, and the way back.
+
+In: a chunk's values in host memory. Out: the bytes that Zarr's codecs for its array would write,
+made without a copy. It does not know where the chunk lies in its array or in the store.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from neoscope.arrays import ArraySchema, zarr_codecs
+
+CHECKSUM_BYTES = 4  # crc32c stands behind the encoded values, little-endian
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What the stored values of a chunk, an array's batch or an array are like.
+
+    `total` and `squares` are the sums of the values and of their squares. Rows of a chunk are added
+    up in float32 pairwise, rows in float64, chunks in C order of the grid: relative error below 1e-6.
+    """
+
+    count: int
+    min: float
+    max: float
+    total: float
+    squares: float
+    nonfinite: int
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count
+
+    @property
+    def std(self) -> float:
+        """The population's standard deviation."""
+        return math.sqrt(max(0.0, self.squares / self.count - self.mean**2))
+
+    def __add__(self, other: Summary) -> Summary:
+        return Summary(
+            self.count + other.count,
+            min(self.min, other.min),
+            max(self.max, other.max),
+            self.total + other.total,
+            self.squares + other.squares,
+            self.nonfinite + other.nonfinite,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredChunk:
+    """A chunk as it lies in the store: `size` in stored bytes, `digest` of its decoded bytes."""
+
+    key: str
+    size: int
+    digest: str
+    tag: str | None
+    summary: Summary
+
+
+def seal_chunk(buffer: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Write the checksum of a chunk's little-endian bytes into the last four bytes of `buffer`.
+
+    The result is what Zarr's codecs `bytes, crc32c` give, without their copy of the chunk.
+    """
+    body = buffer[:-CHECKSUM_BYTES]
+    checksum = google_crc32c.value(body)
+    buffer[-CHECKSUM_BYTES:] = np.frombuffer(checksum.to_bytes(4, "little"), np.uint8)
+    return buffer
+
+
+def decode(schema: ArraySchema, body: bytes) -> npt.NDArray[Any]:
+    """The values of a stored chunk, read by zarr itself. Raises ValueError where the checksum fails."""
+    import zarr
+    from zarr.core.buffer import cpu
+
+    memory: dict[str, Any] = {}
+    array = zarr.create_array(
+        zarr.storage.MemoryStore(memory),
+        shape=schema.chunks,
+        chunks=schema.chunks,
+        dtype=schema.dtype,
+        filters=None,
+        compressors=zarr_codecs(schema),
+        zarr_format=3,
+    )
+    memory["c/" + "/".join("0" * len(schema.chunks))] = cpu.Buffer.from_bytes(body)
+    return np.asarray(array[...])
+
+
+def digest(values: npt.NDArray[Any]) -> str:
+    """xxh3-128 of the little-endian bytes of an array in C order, 32 hexadecimal digits."""
+    little = values.astype(values.dtype.newbyteorder("<"), copy=False)
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(little).reshape(-1).view(np.uint8).data)
+
+
+def bytes_digest(body: bytes) -> str:
+    """xxh3-128 of bytes, 32 hexadecimal digits."""
+    return xxhash.xxh3_128_hexdigest(body)
+
+
+def combine(digests: list[str]) -> str:
+    """The digest of an array: xxh3-128 over the digests of its chunks, in C order of its grid."""
+    return xxhash.xxh3_128_hexdigest(bytes.fromhex("".join(digests)))
+
+
+def summarize(values: npt.NDArray[Any]) -> Summary:
+    """The summary of a chunk of any shape; extremes and sums are NaN where a value is not finite."""
+    rows = values.reshape(-1, values.shape[-1])
+    if values.dtype.kind != "f":
+        rows = rows.astype(np.float64)
+    elif values.dtype != np.float32:
+        rows = rows.astype(np.float32)
+    low, high = float(rows.min()), float(rows.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return Summary(
+            values.size, math.nan, math.nan, math.nan, math.nan, int((~np.isfinite(rows)).sum())
+        )
+    if max(-low, high) > 1e17:  # the float32 sum of squares of a row could overflow
+        rows = rows.astype(np.float64)
+    total = float(rows.sum(axis=1).sum(dtype=np.float64))
+    squares = float(np.einsum("ij,ij->i", rows, rows).sum(dtype=np.float64))
+    return Summary(values.size, low, high, total, squares, 0)

@@ -1,0 +1,40 @@
+"""A committed run as a labelled, lazy dataset.
+
+In: the URL of a run. Out: an `xarray.Dataset`. It does not know how the run was made.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from neoscope.arrays import GROUP
+from neoscope.commit import read_manifest
+from neoscope.errors import InputError
+from neoscope.storage import open_store
+
+if TYPE_CHECKING:
+    import xarray
+
+
+def open_run(url: str, *, endpoint_url: str | None = None) -> xarray.Dataset:
+    """The arrays of a committed run: `MLP_0` ... [sequence, position, neuron], read when selected.
+
+    `token_ids` and `token_length` [sequence, position] are coordinates. `url` is `s3://bucket/prefix`
+    or a folder; `endpoint_url` is taken from AWS_ENDPOINT_URL where it is not given. Raises
+    InputError where there is no committed run.
+    """
+    import xarray
+    import zarr
+
+    store = open_store(url, endpoint_url=endpoint_url)
+    if read_manifest(store) is None:
+        raise InputError(f"the run at {store.url} is not whole (no manifest.json): finish it first")
+    source: Any = zarr.storage.ObjectStore(store.backend, read_only=True)
+    return xarray.open_dataset(
+        source,
+        group=GROUP,
+        engine="zarr",
+        consolidated=False,
+        zarr_format=3,
+        chunks=None,
+    )

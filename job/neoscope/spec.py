@@ -1,0 +1,139 @@
+"""RunSpec: everything that decides a run's result, and nothing else.
+
+In: plain values, as the command line gives them. Out: a frozen value with a fingerprint.
+It does not know where the result goes, on which device it is computed, or what the names resolve to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from neoscope.errors import UsageError
+
+GPT_NEO_125M = "EleutherAI/gpt-neo-125m"
+FINEWEB = "HuggingFaceFW/fineweb"
+# FineWeb's own 10-billion-token sample: its default configuration lists over 20,000 files at every start.
+FINEWEB_CONFIG = "sample-10BT"
+SAMPLE = "sample"  # --dataset sample: the text packaged with neoscope
+# The models whose shapes are packaged: with random weights they need no Hub.
+GPT_NEO_MODELS = (GPT_NEO_125M, "EleutherAI/gpt-neo-1.3B", "EleutherAI/gpt-neo-2.7B")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFile:
+    """A local text file by what it holds: `size` in bytes and xxh3-128 `digest` of its bytes."""
+
+    name: str
+    size: int
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSpec:
+    """What is run on what. Two equal specs give the same result; see `fingerprint`."""
+
+    model: str = GPT_NEO_125M
+    model_revision: str | None = None
+    weights: Literal["pretrained", "random"] = "pretrained"
+    seed: int | None = None
+    tokenizer: str | None = None
+    dataset: str | None = FINEWEB
+    dataset_config: str | None = FINEWEB_CONFIG
+    dataset_split: str | None = "train"
+    dataset_revision: str | None = None
+    text: tuple[TextFile, ...] = ()
+    text_column: str = "text"
+    partitions: int = 1
+    batches: int = 1
+    sequences: int = 16
+    positions: int = 512
+    separator: Literal["none", "eos"] = "none"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    store_dtype: Literal["float32", "float16"] = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("partitions", "batches", "sequences", "positions"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name} is {getattr(self, name)}: give 1 or more")
+
+    @property
+    def tokens_per_batch(self) -> int:
+        return self.sequences * self.positions
+
+    @property
+    def total_batches(self) -> int:
+        return self.partitions * self.batches
+
+    def to_json(self) -> dict[str, Any]:
+        """The spec as plain JSON values, every field present."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+
+    def identity(self) -> dict[str, Any]:
+        """`to_json` without file names: a text file is what it holds, not what it is called."""
+        values = self.to_json()
+        for file in values["text"]:
+            del file["name"]
+        return values
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of `identity` as canonical JSON, 64 hexadecimal digits."""
+        return hashlib.sha256(canonical_json(self.identity())).hexdigest()
+
+
+def make_spec(**options: Any) -> RunSpec:
+    """A RunSpec from options of which None means not given; what does not fit is a UsageError.
+
+    Short names such as `gpt-neo-1.3B` become the Hub's.
+    """
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    dataset = given.get("dataset")
+    narrower = [f"dataset_{part}" for part in ("config", "split", "revision")]
+    if "text" in given or dataset == SAMPLE:
+        option = "--text" if "text" in given else f"--dataset {SAMPLE}"
+        for name in ["dataset", *narrower] if "text" in given else narrower:
+            if name in given:
+                raise UsageError(
+                    f"{option} and --{name.replace('_', '-')} do not fit together: drop one"
+                )
+        given |= dict.fromkeys(narrower) | {"dataset": dataset}
+    elif dataset not in (None, FINEWEB):
+        given.setdefault("dataset_config", None)
+    if given.get("weights") == "random":
+        given.setdefault("seed", 0)
+        if "model_revision" in given and full_name(given["model"]) in GPT_NEO_MODELS:
+            raise UsageError("--model-revision has no meaning with --weights random: drop one")
+    elif "seed" in given:
+        raise UsageError(f"--seed {given['seed']} goes with --weights random only: drop it")
+    if "model" in given:
+        given["model"] = full_name(given["model"])
+    return RunSpec(**given)
+
+
+def full_name(model: str) -> str:
+    """The Hub's name of a model; a local folder and any other name stay as they are."""
+    names = {name.partition("/")[2].lower(): name for name in GPT_NEO_MODELS}
+    known = names.get(model.removeprefix("EleutherAI/").lower(), model)
+    return model if Path(model).is_dir() else known
+
+
+def canonical_json(value: Any) -> bytes:
+    """One byte string per JSON value: sorted keys, no white space, no NaN."""
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text.encode()
+
+
+def differing_fields(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """`name: theirs, now mine` for every field of two `identity` values that differs."""
+    names = sorted(mine.keys() | theirs.keys())
+    return [
+        f"{name} was {json.dumps(theirs.get(name))}, now {json.dumps(mine.get(name))}"
+        for name in names
+        if mine.get(name) != theirs.get(name)
+    ]

@@ -1,0 +1,250 @@
+"""One URL in, one store out: S3-compatible storage or a local folder.
+
+In: `s3://bucket/prefix` or a path. Out: a `Store` whose keys are relative to it. Every fault of the
+storage comes out as a NeoscopeError that says what to do. It does not know what the objects mean.
+
+Credentials, region and profile come from boto3's own chain, and from nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import obstore
+from obstore import exceptions as faults
+from obstore.store import LocalStore, S3Store
+
+from neoscope.errors import InputError, NeoscopeError, UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from botocore.exceptions import ClientError
+    from obstore.store import RetryConfig
+
+Body = bytes | memoryview
+
+T = TypeVar("T")
+
+# A body of some MB on a slow uplink takes minutes; a connection that is not made in seconds is not made.
+BODY_TIMEOUT = timedelta(minutes=5)
+CONNECT_TIMEOUT = timedelta(seconds=5)
+# obstore repeats refused connections, 429 and 5xx by itself; its default of ten tries gives up after
+# 2 to 6 s, which does not outlast the restart of a store.
+RETRY: RetryConfig = {
+    "max_retries": 30,
+    "backoff": {
+        "init_backoff": timedelta(milliseconds=100),
+        "max_backoff": timedelta(seconds=10),
+        "base": 2,
+    },
+    "retry_timeout": timedelta(minutes=3),
+}
+TRIES_AFTER_TIMEOUT = 4  # a put that timed out is not repeated by obstore
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """One object of a listing: its key, size in bytes, and the store's own tag of its content."""
+
+    key: str
+    size: int
+    tag: str | None
+
+
+class Store:
+    """Objects under one URL. Keys are relative, with `/`. Safe to use from many threads."""
+
+    def __init__(self, url: str, backend: S3Store | LocalStore) -> None:
+        self.url = url
+        self.backend = backend
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.backend, LocalStore)
+
+    def get(self, key: str) -> bytes | None:
+        """The bytes of an object, or None where there is none."""
+        try:
+            return self._do(
+                "s3:GetObject", key, lambda: bytes(obstore.get(self.backend, key).bytes())
+            )
+        except FileNotFoundError:
+            return None
+
+    def put(self, key: str, body: Body) -> str | None:
+        """Put an object whole, in one request, over whatever is there; its tag."""
+        return self._do(
+            "s3:PutObject",
+            key,
+            lambda: obstore.put(self.backend, key, body, use_multipart=False)["e_tag"],
+        )
+
+    def create(self, key: str, body: Body) -> str | None:
+        """Put an object only where there is none (`If-None-Match: *`); its tag.
+
+        Raises FileExistsError where there is one already. That can be this very put, repeated by
+        the client after a lost answer: compare before calling it a conflict.
+        """
+        try:
+            return self._do(
+                "s3:PutObject",
+                key,
+                lambda: obstore.put(self.backend, key, body, mode="create")["e_tag"],
+            )
+        except faults.AlreadyExistsError:
+            raise FileExistsError(key) from None
+
+    def objects(self, prefix: str = "") -> Iterator[Listed]:
+        """Every object under a prefix of whole path segments, in no order."""
+        stream = obstore.list(self.backend, prefix or None)
+        while True:
+            try:
+                page = self._do("s3:ListBucket", prefix, lambda: next(iter(stream), None))
+            except FileNotFoundError:
+                return  # a local folder that does not exist yet
+            if page is None:
+                return
+            for item in page:
+                yield Listed(item["path"], item["size"], item["e_tag"])
+
+    def delete(self, keys: list[str]) -> None:
+        """Delete objects; one that is not there is no error."""
+        with contextlib.suppress(FileNotFoundError):
+            self._do("s3:DeleteObject", "", lambda: obstore.delete(self.backend, keys))
+
+    def _do(self, permission: str, key: str, operation: Callable[[], T]) -> T:
+        """Run one operation; repeat what timed out; turn faults into errors that say what to do."""
+        for attempt in range(TRIES_AFTER_TIMEOUT):
+            try:
+                return operation()
+            except (FileNotFoundError, faults.NotFoundError) as error:
+                if "NoSuchBucket" in str(error):
+                    raise InputError(
+                        f"the bucket of {self.url} does not exist: create it, or give another output"
+                    ) from None
+                raise FileNotFoundError(key) from None
+            except faults.AlreadyExistsError:
+                raise
+            except (
+                faults.PermissionDeniedError,
+                faults.UnauthenticatedError,
+                PermissionError,
+            ) as error:
+                what = f"{permission} on " if not self.is_local else "no permission for "
+                raise InputError(
+                    f"access denied: {what}{self.url}/{key} ({_reason(error)}); "
+                    "check the credentials and what they allow"
+                ) from None
+            except (faults.BaseError, OSError) as error:
+                reason = _reason(error)
+                if self.is_local:
+                    raise InputError(f"cannot use {self.url}/{key}: {reason}") from None
+                if "timed out" in reason.lower() and attempt + 1 < TRIES_AFTER_TIMEOUT:
+                    time.sleep(2**attempt * random.uniform(0.5, 1))
+                    continue
+                raise UnavailableError(
+                    f"storage did not serve {self.url}/{key}: {reason}; run the same command again to go on"
+                ) from None
+        raise AssertionError("unreachable")
+
+
+def open_store(
+    url: str, *, endpoint_url: str | None = None, sign_payload: bool = False, write: bool = False
+) -> Store:
+    """The store at `s3://bucket/prefix` or a local folder, seen to be there.
+
+    With `write`, a local folder is made; a bucket never is. Raises InputError for a bucket that
+    does not exist, a denied access or missing credentials, UnavailableError where nothing answers,
+    UsageError for a URL of another kind.
+    """
+    if url.startswith("s3://"):
+        return _open_s3(url, endpoint_url, sign_payload)
+    if "://" in url:
+        raise UsageError(f"{url} is neither s3://bucket/prefix nor a local folder")
+    path = Path(url).expanduser().absolute()
+    if not write and not path.is_dir():
+        raise InputError(f"there is no run at {path}: no such folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path}: {error.strerror}") from None
+    return Store(str(path), LocalStore(str(path)))
+
+
+def _open_s3(url: str, endpoint_url: str | None, sign_payload: bool) -> Store:
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    prefix = prefix.strip("/")
+    if not bucket or not prefix:
+        raise UsageError(
+            f"{url} has no {'prefix' if bucket else 'bucket'}: give s3://bucket/prefix"
+        )
+    if endpoint_url and not re.match(r"https?://[^/]", endpoint_url):
+        raise UsageError(
+            f"the endpoint {endpoint_url} is no URL: it must begin with http:// or https://"
+        )
+
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    config = Config(
+        connect_timeout=5, read_timeout=20, retries={"mode": "standard", "max_attempts": 2}
+    )
+    try:
+        session = boto3.Session()
+        if session.get_credentials() is None:
+            raise InputError(
+                "no credentials for S3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+                "AWS_PROFILE, or run where boto3 finds others"
+            )
+        region = session.region_name or "us-east-1"
+        client = session.client("s3", endpoint_url=endpoint_url, region_name=region, config=config)
+        found = client.head_bucket(Bucket=bucket)
+    except ClientError as error:
+        raise _bucket_error(bucket, error) from None
+    except (BotoCoreError, ValueError) as error:
+        raise UnavailableError(f"storage for s3://{bucket} does not answer: {error}") from None
+    endpoint = client.meta.endpoint_url  # from the option, AWS_ENDPOINT_URL or the profile
+    backend = S3Store(
+        bucket,
+        prefix=prefix,
+        endpoint=None if endpoint.endswith((".amazonaws.com", ".amazonaws.com.cn")) else endpoint,
+        region=found.get("BucketRegion", region),
+        unsigned_payload=not sign_payload,
+        credential_provider=Boto3CredentialProvider(session),
+        client_options={
+            "timeout": BODY_TIMEOUT,
+            "connect_timeout": CONNECT_TIMEOUT,
+            "allow_http": True,
+        },
+        retry_config=RETRY,
+    )
+    return Store(f"s3://{bucket}/{prefix}", backend)
+
+
+def _bucket_error(bucket: str, error: ClientError) -> NeoscopeError:
+    status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+    if status == 404:
+        return InputError(f"the bucket {bucket} does not exist: create it, or give another output")
+    if status in (401, 403):
+        return InputError(
+            f"access denied: s3:ListBucket on the bucket {bucket}; "
+            "check the credentials and what they allow"
+        )
+    if status < 500 and status != 429:
+        return InputError(f"storage refuses the bucket {bucket}: {error}")
+    return UnavailableError(f"storage for s3://{bucket} does not answer: {error}")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of a fault, without the client's debug output."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,81 @@
+"""What a run says at its end: the manifest in a form that a person enjoys.
+
+In: a manifest. Out: lines of text. It computes nothing that the manifest does not have.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from neoscope.arrays import LAYER
+
+
+def summary(manifest: dict[str, Any], url: str, endpoint_url: str | None) -> str:
+    """The end of a run in about twenty lines, with the lines that open it from Python."""
+    layers = {name: e for name, e in manifest["arrays"].items() if name.startswith(LAYER)}
+    first, *_, last = [*layers, *layers]
+    shape = " x ".join(map(str, layers[first]["shape"]))
+    stored = sum(entry["stored_bytes"] for entry in manifest["arrays"].values())
+    tokens, text, model = manifest["tokens"], manifest["text"], manifest["model"]
+    source = text.get("name") or (
+        "the packaged sample" if text["source"] == "sample" else "local files"
+    )
+    lines = [
+        "",
+        f"{model['name']} on {source}: {tokens['count']:,} tokens of "
+        f"{text['document_count']:,} documents, {tokens['sequences']:,} sequences of "
+        f"{tokens['positions']}",
+        *_weights_warning(model),
+        "",
+        *_length_table(tokens["length"]),
+        "",
+        f"{first} ... {last}  each [{shape}] {layers[first]['dtype']}, {stored / 1e9:.2f} GB in all",
+        f"checked: {_checked(manifest['checks'])}",
+        *_seconds(manifest["timings"]),
+        f"stored:  {url}",
+        "",
+        "Open it in Python:",
+        "    import neoscope",
+        f"    run = neoscope.open_run({_arguments(url, endpoint_url)})",
+    ]
+    return "\n".join(lines)
+
+
+def _arguments(url: str, endpoint_url: str | None) -> str:
+    if endpoint_url and url.startswith("s3://"):
+        return f'"{url}", endpoint_url="{endpoint_url}"'
+    return f'"{url}"'
+
+
+def _weights_warning(model: dict[str, Any]) -> list[str]:
+    if model["weights"] == "pretrained":
+        return []
+    return ["weights are RANDOM: the activations say nothing about the published model"]
+
+
+def _length_table(length: dict[str, Any]) -> list[str]:
+    """The three groups of tokens by their length against the median."""
+    if length["median"] is None:
+        return ["every token is a special one: there are no token lengths"]
+    rows = [
+        f"token length in characters: median {length['median']}, mean {length['mean']:.2f}, "
+        f"{length['min']} to {length['max']}",
+        f"    {'group':<10}{'length':>8}{'tokens':>12}{'share':>9}",
+    ]
+    for (name, group), sign in zip(length["groups"].items(), "<=>", strict=True):
+        limit = f"{sign} {length['median']}"
+        rows.append(f"    {name:<10}{limit:>8}{group['count']:>12,}{group['share']:>9.1%}")
+    return rows
+
+
+def _checked(checks: dict[str, Any]) -> str:
+    return (
+        f"{checks['layers']['found']} layers of one shape, every value finite, "
+        f"{checks['read_back']['found']} chunks read back equal"
+    )
+
+
+def _seconds(timings: dict[str, float]) -> list[str]:
+    steps = ("prepare", "capture", "store", "read_back", "commit", "total")
+    parts = [f"{step.replace('_', ' ')} {timings[step]:.1f}" for step in steps if step in timings]
+    return [f"seconds: {', '.join(parts)}"]

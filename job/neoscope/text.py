@@ -1,0 +1,203 @@
+"""Documents, streamed by `datasets`: FineWeb and its like from the Hub, local files, or the packaged sample.
+
+In: what the spec says of the text. Out: one partition's documents in order, with a place in the
+stream that can be written down as JSON and gone back to. It does not know tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from neoscope import hub
+from neoscope.errors import InputError, NeoscopeError, UnavailableError, UsageError
+from neoscope.spec import SAMPLE, RunSpec, TextFile
+
+SAMPLE_FILE = Path(__file__).parent / "data" / "sample.jsonl"
+KINDS = {
+    ".jsonl": "json",
+    ".json": "json",
+    ".ndjson": "json",
+    ".parquet": "parquet",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+}
+
+
+def describe_file(path: Path) -> TextFile:
+    """A text file by what it holds. Raises InputError where it cannot be read."""
+    digest = xxhash.xxh3_128()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+            size = file.tell()
+    except OSError as error:
+        raise InputError(f"cannot read the text file {path}: {error.strerror}") from None
+    if size == 0:
+        raise InputError(f"the text file {path} is empty: give one with text")
+    return TextFile(path.name, size, digest.hexdigest())
+
+
+def file_kind(paths: list[Path]) -> str:
+    """The one kind of all the files, by their endings: `json`, `parquet` or `text`."""
+    kinds = set()
+    for path in paths:
+        suffixes = [
+            suffix for suffix in path.suffixes if suffix not in (".gz", ".zst", ".bz2", ".xz")
+        ]
+        kind = KINDS.get(suffixes[-1].lower() if suffixes else "")
+        if kind is None:
+            raise UsageError(
+                f"--text {path}: the ending says no known kind; known are {', '.join(KINDS)}"
+            )
+        kinds.add(kind)
+    if len(kinds) > 1:
+        raise UsageError(
+            f"--text files are of different kinds ({', '.join(sorted(kinds))}): give one kind"
+        )
+    return str(kinds.pop())
+
+
+def resolve(spec: RunSpec) -> dict[str, Any]:
+    """What the text is, as plain JSON for the claim: the revision for a data set, digests for files."""
+    if spec.text:
+        files = [dataclasses.asdict(file) for file in spec.text]
+        return {"source": "files", "column": spec.text_column, "files": files}
+    if spec.dataset == SAMPLE:
+        files = [dataclasses.asdict(describe_file(SAMPLE_FILE))]
+        return {"source": "sample", "column": spec.text_column, "files": files}
+    from huggingface_hub import HfApi
+
+    assert spec.dataset is not None
+    what = f"the data set {spec.dataset}"
+    with hub.speaking(what):
+        if not hub.answers(spec.dataset, "dataset"):
+            raise UnavailableError(
+                f"the Hub does not answer, and {what} is streamed from it: try again with a "
+                "connection, or give local files with --text, or --dataset sample"
+            )
+        info = HfApi().dataset_info(spec.dataset, revision=spec.dataset_revision)
+    return {
+        "source": "dataset",
+        "name": spec.dataset,
+        "config": spec.dataset_config,
+        "split": spec.dataset_split,
+        "revision": info.sha,
+        "column": spec.text_column,
+    }
+
+
+class Documents:
+    """One partition's documents in order. `position` and `seek` speak plain JSON."""
+
+    def __init__(
+        self,
+        text: dict[str, Any],
+        paths: list[Path],
+        *,
+        partition: int = 0,
+        partitions: int = 1,
+        position: dict[str, Any] | None = None,
+    ) -> None:
+        self._column: str = text["column"]
+        self._name = text.get("name") or ", ".join(file["name"] for file in text["files"])
+        self._index = 0
+        with _speaking(self._name):
+            self._rows = _open(text, paths)
+            if partitions > 1:
+                self._rows = _share(self._rows, partition, partitions)
+            if position is not None:
+                self._index = position["index"]
+                self._rows.load_state_dict(position["state"])
+            self._iterator = iter(self._rows)
+
+    def position(self) -> dict[str, Any]:
+        """The place before the next document: `datasets`' own state and the documents before it."""
+        return {"index": self._index, "state": self._rows.state_dict()}
+
+    def next(self) -> tuple[str, str] | None:
+        """The next document as (id, text), None at the end. The id is the row's own, else its number."""
+        with _speaking(self._name):
+            row = next(self._iterator, None)
+        if row is None:
+            return None
+        text = row.get(self._column)
+        if not isinstance(text, str):
+            where = f"document {self._index} of {self._name}"
+            if self._column not in row:
+                raise InputError(
+                    f"{where} has no column {self._column!r}: give --text-column, one of "
+                    + ", ".join(sorted(row))
+                )
+            kind = "nothing" if text is None else f"a {type(text).__name__}, {str(text)[:40]!r}"
+            raise InputError(
+                f"{where} has {kind} in its column {self._column!r}, which must be text"
+            )
+        name = row.get("id")
+        name = name if isinstance(name, str) else f"#{self._index}"
+        self._index += 1
+        return name, text
+
+
+def _open(text: dict[str, Any], paths: list[Path]) -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity_error()
+    if text["source"] == "dataset":
+        return datasets.load_dataset(
+            text["name"],
+            text["config"],
+            split=text["split"],
+            revision=text["revision"],
+            streaming=True,
+        )
+    files = paths if text["source"] == "files" else [SAMPLE_FILE]
+    kind = file_kind(files)
+    options = {"sample_by": "document"} if kind == "text" else {}
+    return datasets.load_dataset(
+        kind, data_files=[str(file) for file in files], split="train", streaming=True, **options
+    )
+
+
+def _share(rows: Any, partition: int, partitions: int) -> Any:
+    """The partition's contiguous share of the files, or of the row groups where files are too few."""
+    if rows.num_shards < partitions:
+        rows = rows.reshard()
+    if rows.num_shards < partitions:
+        raise InputError(
+            f"the text has {rows.num_shards} parts that can be read apart, too few for "
+            f"--partitions {partitions}: give {rows.num_shards} or fewer"
+        )
+    return rows.shard(num_shards=partitions, index=partition)
+
+
+@contextmanager
+def _speaking(name: str) -> Iterator[None]:
+    """Turn what `datasets` raises while reading into errors for the user."""
+    import datasets
+    import pyarrow
+
+    try:
+        with hub.speaking(f"the text {name}"):
+            yield
+    except NeoscopeError:
+        raise
+    except StopIteration:
+        raise InputError(f"the text {name} is empty: give one with text") from None
+    except (
+        pyarrow.lib.ArrowInvalid,
+        pyarrow.lib.ArrowNotImplementedError,
+        datasets.exceptions.DatasetGenerationError,
+        datasets.table.CastError,
+        EOFError,
+        KeyError,
+    ) as error:
+        raise InputError(f"the text {name} is damaged or of another kind: {error}") from None
