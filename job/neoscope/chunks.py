@@ -102,6 +102,16 @@ def digest(values: npt.NDArray[Any]) -> str:
     return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(little).reshape(-1).view(np.uint8).data)
 
 
+def stored_digest(schema: ArraySchema, body: bytes | None) -> str | None:
+    """The digest of a stored chunk's values; None where it is missing or its checksum fails."""
+    if body is None:
+        return None
+    try:
+        return digest(decode(schema, body))
+    except ValueError:
+        return None
+
+
 def bytes_digest(body: bytes) -> str:
     """xxh3-128 of bytes, 32 hexadecimal digits."""
     return xxhash.xxh3_128_hexdigest(body)

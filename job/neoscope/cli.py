@@ -104,7 +104,27 @@ def cli() -> None:
     "by its ending. Repeat it for more files of the same kind.",
 )
 @option("--text-column", default="text", show_default=True, help="The column that is the text.")
-@option("--batches", type=int, default=1, show_default=True, help="Forward passes.")
+@option(
+    "--partitions",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Workers that share the run: each takes its own share of the text.",
+)
+@option(
+    "--partition",
+    metavar="NUMBER|auto",
+    default="0",
+    show_default=True,
+    help="This worker's partition, from 0; auto takes JOB_COMPLETION_INDEX.",
+)
+@option(
+    "--batches",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Batches of each partition: one forward pass each.",
+)
 @option("--sequences", type=int, default=16, show_default=True, help="Sequences of one batch.")
 @option("--positions", type=int, default=512, show_default=True, help="Tokens of one sequence.")
 @option(
@@ -139,6 +159,7 @@ def cli() -> None:
 def run(
     output: str,
     text_paths: tuple[Path, ...],
+    partition: str,
     device: str,
     endpoint_url: str | None,
     **options: Any,
@@ -147,7 +168,8 @@ def run(
 
     OUTPUT is s3://bucket/prefix or a local folder. The defaults take the first 8192 tokens of
     FineWeb as 16 sequences of 512, run GPT-Neo 125M once, and leave twelve arrays of
-    16 x 512 x 3072 (1.2 GB) and a manifest. The same command again says that all is there.
+    16 x 512 x 3072 (1.2 GB) and a manifest. The same command again finishes
+    what was broken off, or says that all is there.
     """
     from neoscope.progress import Progress
     from neoscope.run import run as run_job
@@ -159,12 +181,31 @@ def run(
     url, manifest = run_job(
         output,
         options,
+        partition=partition,
         text_paths=list(text_paths),
         device=device,
         endpoint_url=endpoint_url,
         progress=progress,
     )
-    click.echo(summary(manifest, url, endpoint_url))
+    if manifest is None:
+        click.echo(f"this partition is stored; others are missing: neoscope status {url}")
+    else:
+        click.echo(summary(manifest, url, endpoint_url))
+
+
+@cli.command(name="status")
+@output_argument
+@endpoint_option
+def status_command(output: str, endpoint_url: str | None) -> None:
+    """Tell how far a run is: batches by partition, and whether it is committed."""
+    from neoscope.status import status
+    from neoscope.storage import open_store
+
+    found = status(open_store(output, endpoint_url=endpoint_url))
+    if len(found.stored) > 1:
+        for partition, count in enumerate(found.stored):
+            click.echo(f"partition {partition}: {count} of {found.batches} batches")
+    click.echo(f"{found.url}: {found.line}")
 
 
 @cli.command()
@@ -233,7 +274,8 @@ def _invoke(arguments: list[str]) -> int:
 def _stop(number: int, _frame: FrameType | None) -> None:
     name = signal.Signals(number).name
     print(
-        f"\nneoscope: stopped by {name}; nothing is half-written. The same command starts again.",
+        f"\nneoscope: stopped by {name}; nothing is half-written. The same command goes on "
+        "from the last record.",
         file=sys.stderr,
     )
     _exit(128 + number)

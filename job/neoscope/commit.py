@@ -15,7 +15,8 @@ from typing import Any
 from neoscope import arrays, chunks, lengths, sealed
 from neoscope.arrays import GROUP, LAYER, TOKEN_IDS, TOKEN_LENGTH, ArraySchema
 from neoscope.errors import CheckError, ConflictError
-from neoscope.records import array_summary, read_records, record_key
+from neoscope.records import RECORDS, array_summary, read_record, record_key, recorded
+from neoscope.spec import canonical_json
 from neoscope.storage import Store
 
 MANIFEST = "manifest.json"
@@ -28,37 +29,28 @@ def read_manifest(store: Store) -> dict[str, Any] | None:
     return None if body is None else sealed.load("manifest", body, f"{store.url}/{MANIFEST}")
 
 
-def commit(
-    store: Store,
-    claim: dict[str, Any],
-    *,
-    environment: dict[str, Any],
-    timings: dict[str, float],
-) -> dict[str, Any] | None:
+def commit(store: Store, claim: dict[str, Any]) -> dict[str, Any] | None:
     """Commit the run and return its manifest; None while a partition is not recorded to the end.
 
-    Raises CheckError where an object is missing or of another size than recorded, ConflictError
-    where a manifest that says something else is already there.
+    Raises CheckError where an object is missing or not the recorded one, ConflictError where a
+    manifest that says something else is already there.
     """
     began = time.perf_counter()
     spec = claim["spec"]
-    by_partition = read_records(store, claim)
-    for partition in range(spec["partitions"]):
-        found = by_partition.get(partition, [])
-        if not found or found[-1]["batches"] != spec["batches"]:
-            return None
-        expected = [record_key(partition, count) for count in range(1, spec["batches"] + 1)]
-        if [record_key(partition, record["batches"]) for record in found] != expected:
-            raise CheckError(f"{store.url}/records lacks records of partition {partition}")
-    records = [record for partition in sorted(by_partition) for record in by_partition[partition]]
-    _check_objects(store, records)
-    manifest = _manifest(claim, records)
-    schemas = schemas_of(claim)
-    documents = arrays.metadata(schemas, *_attributes(claim, manifest))
-    manifest["zarr"] = {key: hashlib.sha256(body).hexdigest() for key, body in documents.items()}
-    manifest["environment"] = environment
-    spent = {**_sum_timings(records), **timings}
-    manifest["timings"] = {**spent, "commit": time.perf_counter() - began}
+    found = recorded(store)
+    whole = list(range(1, spec["batches"] + 1))
+    partitions = range(spec["partitions"])
+    if any(found.get(partition, [0])[-1] != spec["batches"] for partition in partitions):
+        return None
+    for partition in partitions:
+        if found[partition] != whole:
+            raise CheckError(
+                f"{store.url}/{RECORDS} lacks records of partition {partition}: delete the run"
+            )
+    records = [read_record(store, claim, p, count) for p in partitions for count in whole]
+    _check_objects(store, schemas_of(claim), records)
+    manifest, documents = manifest_content(claim, records)
+    manifest["timings"] = {**_sum_timings(records), "commit": time.perf_counter() - began}
     body = sealed.dump("manifest", manifest)
     for key, document in documents.items():
         _create_same(store, key, document)
@@ -74,7 +66,21 @@ def commit(
                 f"content {other}, here {mine['content_digest']}; give another output"
             ) from None
         return theirs
+    store.clear_temporary_files()
     return sealed.load("manifest", body, MANIFEST)
+
+
+def manifest_content(
+    claim: dict[str, Any], records: list[dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The manifest but for its timings, and every `zarr.json` by key: a pure function of claim and
+    records, which are in order of partitions and batches."""
+    manifest = _manifest(claim, records)
+    documents = arrays.metadata(schemas_of(claim), *_attributes(claim, manifest))
+    manifest["zarr"] = {key: hashlib.sha256(body).hexdigest() for key, body in documents.items()}
+    environments = {canonical_json(record["environment"]): record for record in records}
+    manifest["environment"] = [record["environment"] for record in environments.values()]
+    return manifest, documents
 
 
 def schemas_of(claim: dict[str, Any]) -> dict[str, ArraySchema]:
@@ -103,18 +109,31 @@ def _create_same(store: Store, key: str, body: bytes) -> None:
             ) from None
 
 
-def _check_objects(store: Store, records: list[dict[str, Any]]) -> None:
-    """Every recorded chunk must be there at its recorded size, by one listing."""
-    there = {item.key: item.size for item in store.objects(GROUP)}
+def _check_objects(
+    store: Store, schemas: dict[str, ArraySchema], records: list[dict[str, Any]]
+) -> None:
+    """Every recorded chunk must be there as it was recorded, by one listing.
+
+    The store's own tag tells an object that was put over after it was recorded; such a one is read
+    and must have the recorded digest.
+    """
+    there = {item.key: item for item in store.objects(GROUP)}
     for record in records:
-        for entry in record["arrays"].values():
+        for name, entry in record["arrays"].items():
             for part in entry["chunks"]:
-                if there.get(part["key"]) != part["size"]:
-                    found = there.get(part["key"])
+                key, item = part["key"], there.get(part["key"])
+                if item is None or item.size != part["size"]:
+                    found = "is missing" if item is None else f"has {item.size} bytes"
                     raise CheckError(
-                        f"{store.url}/{part['key']} "
-                        + ("is missing" if found is None else f"has {found} bytes")
-                        + f", recorded with {part['size']}: delete the run and make it anew"
+                        f"{store.url}/{key} {found}, recorded with {part['size']}: "
+                        f"delete the run and make it anew"
+                    )
+                if item.tag != record["tags"][key] and (
+                    chunks.stored_digest(schemas[name], store.get(key)) != part["digest"]
+                ):
+                    raise CheckError(
+                        f"{store.url}/{key} was put over with other values after it was recorded: "
+                        "two unlike machines worked on one partition; delete the run"
                     )
 
 

@@ -1,11 +1,12 @@
-"""The pipeline: text -> tokens -> batch -> hooked forward -> chunks -> record -> manifest.
+"""One partition: text -> tokens -> batch -> hooked forward -> chunks -> record.
 
-In: a spec and a place. Out: a committed run there. It puts the pieces together and times them; each
-step is a module of its own.
+In: a spec, a place, and how far a partition is recorded there. Out: all its batches stored and
+recorded. It puts the pieces together and times them; each step is a module of its own.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import platform
@@ -24,7 +25,7 @@ from neoscope.arrays import TOKEN_IDS, TOKEN_LENGTH, ArraySchema, array_schemas
 from neoscope.batch import Batch, batches
 from neoscope.capture import stream
 from neoscope.chunks import StoredChunk
-from neoscope.commit import commit, schemas_of
+from neoscope.commit import schemas_of
 from neoscope.errors import CheckError, InputError
 from neoscope.model import LoadedModel, LoadedTokenizer, load, load_tokenizer, pick_device
 from neoscope.progress import Progress
@@ -44,52 +45,140 @@ LIBRARIES = (
 )
 
 
-def make(
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What is loaded once and used for every batch, and what it was resolved to."""
+
+    loaded: LoadedModel
+    tokenizer: LoadedTokenizer
+    batches: Iterator[Batch]
+    resolved: dict[str, Any]
+
+
+def store_partition(
     spec: RunSpec,
     store: Store,
     *,
+    partition: int,
     claim: dict[str, Any] | None,
+    last: dict[str, Any] | None,
     text_paths: list[Path],
     device: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Make the run of `spec` in `store` and return its manifest.
+    """Store the batches of a partition that are not recorded yet; the claim that they belong to.
 
-    `claim` is the one that is already there, if any. `text_paths` are the files that `spec.text`
-    describes. `device` is `auto`, `cpu` or `cuda`.
+    `claim` is the one that is already there, `last` the partition's last record, if any.
     """
-    began = time.perf_counter()
     timings: dict[str, float] = {}
     target = pick_device(device)
-    with _timed(timings, "prepare"):
-        loaded, tokenizer, packed, resolved = _prepare(spec, claim, text_paths, progress)
-        loaded.model.to(target)
     environment = _environment(target)
-    with _timed(timings, "claim"):
+    with _timed(timings, "prepare"):
+        prepared = _prepare(spec, claim, partition, last, text_paths, progress)
         if claim is None:
-            config = loaded.model.config
-            schemas = array_schemas(spec, layers=config.num_layers, neurons=_neurons(loaded))
-            claim = records.put_claim(
-                store,
-                spec,
-                resolved=resolved,
-                arrays={name: schema.to_json() for name, schema in schemas.items()},
-                environment=environment,
+            claim = _claim(spec, store, prepared, environment)
+            if claim["text"] != prepared.resolved["text"]:
+                # Another worker was first, and found an earlier or later state of the data set.
+                prepared = _prepare(spec, claim, partition, last, text_paths, progress)
+        records.check_resolved(store, claim, prepared.resolved)
+        _warn_of_libraries(claim, environment, progress)
+        store.put(records.VOCABULARY, _vocabulary(prepared.tokenizer))
+        prepared.loaded.model.to(target)
+    first = last["batches"] if last else 0
+    progress.begin("capturing", (spec.batches - first) * claim["model"]["layers"], "layers")
+    schemas = schemas_of(claim)
+    layer = next(iter(schemas.values()))
+    with closing(LayerWriter(store, layer, prepared.loaded.model.device)) as writer:
+        for number in range(first, spec.batches):
+            body = _store_batch(
+                spec, store, schemas, writer, prepared, partition, number, timings, progress
             )
-        records.check_resolved(store, claim, resolved)
-        store.put(records.VOCABULARY, _vocabulary(tokenizer))
-    _store_batches(spec, store, claim, loaded, tokenizer, packed, environment, progress)
-    progress.say("committing")
-    timings["total"] = time.perf_counter() - began
-    manifest = commit(store, claim, environment=environment, timings=timings)
-    if manifest is None:
-        raise CheckError(f"records are missing in {store.url}/records: delete the run")
-    return manifest
+            records.put_record(
+                store, claim, partition, number + 1, {**body, "environment": environment}
+            )
+            timings = {}
+    progress.end()
+    return claim
+
+
+def _store_batch(
+    spec: RunSpec,
+    store: Store,
+    schemas: dict[str, ArraySchema],
+    writer: LayerWriter,
+    prepared: Prepared,
+    partition: int,
+    number: int,
+    timings: dict[str, float],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Compute and store batch `number` of a partition; what its record says of it."""
+    batch_of_run = partition * spec.batches + number
+    record = records.record_key(partition, number + 1)
+    with _timed(timings, "text"):
+        batch = next(prepared.batches)
+    table = lengths.length_table(prepared.tokenizer.strings, prepared.tokenizer.special)
+    token_lengths = table[batch.token_ids]
+
+    def take(name: str, values: torch.Tensor) -> None:
+        writer.write(schemas[name], batch_of_run, values, record)
+        progress.advance(f"batch {number + 1} of {spec.batches}, {name}")
+
+    with _timed(timings, "capture"):
+        stream(prepared.loaded.model, batch.token_ids, [take])
+    with _timed(timings, "store"):
+        stored = writer.finish()
+        for name, values in ((TOKEN_IDS, batch.token_ids), (TOKEN_LENGTH, token_lengths)):
+            stored[name] = [put_array(store, schemas[name], batch_of_run, values, record)]
+    with _timed(timings, "read_back"):
+        read_back = _read_back(store, schemas, stored, number)
+    counts = lengths.histogram(token_lengths)
+    return {
+        "arrays": {name: records.array_record(parts) for name, parts in stored.items()},
+        "documents": [dataclasses.asdict(span) for span in batch.documents],
+        "position": batch.position,
+        "length_histogram": {str(length): count for length, count in counts.items()},
+        "special_tokens": spec.tokens_per_batch - sum(counts.values()),
+        "read_back": read_back,
+        "tags": {part.key: part.tag for parts in stored.values() for part in parts},
+        "timings": timings,
+    }
+
+
+def _claim(
+    spec: RunSpec, store: Store, prepared: Prepared, environment: dict[str, Any]
+) -> dict[str, Any]:
+    """Claim the place for the spec as it was resolved, or adopt another worker's claim."""
+    model = prepared.resolved["model"]
+    schemas = array_schemas(spec, layers=model["layers"], neurons=model["neurons"])
+    body = {
+        **prepared.resolved,
+        "arrays": {name: schema.to_json() for name, schema in schemas.items()},
+        "environment": environment,
+    }
+    return records.put_claim(store, spec, body)
+
+
+def _warn_of_libraries(
+    claim: dict[str, Any], environment: dict[str, Any], progress: Progress
+) -> None:
+    """Say once where this start uses other versions than the run began with."""
+    then, now = claim["environment"]["libraries"], environment["libraries"]
+    changed = [
+        f"{name} {then.get(name)} -> {now[name]}" for name in now if now[name] != then.get(name)
+    ]
+    if changed:
+        progress.warn(f"the run began with other versions of libraries: {', '.join(changed)}")
 
 
 def _prepare(
-    spec: RunSpec, claim: dict[str, Any] | None, text_paths: list[Path], progress: Progress
-) -> tuple[LoadedModel, LoadedTokenizer, Iterator[Batch], dict[str, Any]]:
+    spec: RunSpec,
+    claim: dict[str, Any] | None,
+    partition: int,
+    last: dict[str, Any] | None,
+    text_paths: list[Path],
+    progress: Progress,
+) -> Prepared:
     """Model and text, side by side; the first batch is packed, so that too little text shows here.
 
     A claim that is already there says which revisions: they are resolved once for all workers.
@@ -116,9 +205,56 @@ def _prepare(
             precision=spec.precision,
         )
         found = claim["text"] if claim and spec.dataset_split else text.resolve(spec)
-        packed = _packed(spec, found, text_paths, tokenizer)
+        position: dict[str, Any] = last["position"] if last else {"stream": None, "offset": 0}
+        documents = text.Documents(
+            found,
+            text_paths,
+            partition=partition,
+            partitions=spec.partitions,
+            position=position["stream"],
+        )
+        packed = batches(
+            documents,
+            tokenizer.tokenizer,
+            sequences=spec.sequences,
+            positions=spec.positions,
+            separator=_separator(spec, tokenizer),
+            offset=position["offset"],
+        )
         first = next(packed)
         loaded = model.result()
+    _check_fit(spec, loaded, tokenizer)
+    return Prepared(
+        loaded,
+        tokenizer,
+        itertools.chain([first], packed),
+        {**_describe(spec, loaded, tokenizer), "text": found},
+    )
+
+
+def _describe(
+    spec: RunSpec, loaded: LoadedModel, tokenizer: LoadedTokenizer
+) -> dict[str, dict[str, Any]]:
+    """What model and tokenizer resolved to, as the claim says it."""
+    return {
+        "model": {
+            "name": spec.model,
+            "revision": loaded.revision,
+            "weights": spec.weights,
+            "digest": loaded.digest,
+            "layers": loaded.model.config.num_layers,
+            "neurons": loaded.model.transformer.h[0].mlp.c_fc.out_features,
+        },
+        "tokenizer": {
+            "name": tokenizer.name,
+            "revision": tokenizer.revision,
+            "size": len(tokenizer.strings),
+            "vocabulary_digest": chunks.bytes_digest(_vocabulary(tokenizer)),
+        },
+    }
+
+
+def _check_fit(spec: RunSpec, loaded: LoadedModel, tokenizer: LoadedTokenizer) -> None:
     config = loaded.model.config
     if len(tokenizer.strings) > config.vocab_size:
         raise InputError(
@@ -130,48 +266,19 @@ def _prepare(
             f"--positions {spec.positions} is longer than the model's "
             f"{config.max_position_embeddings} positions: lower it"
         )
-    resolved = {
-        "model": {
-            "name": spec.model,
-            "revision": loaded.revision,
-            "weights": spec.weights,
-            "digest": loaded.digest,
-            "layers": config.num_layers,
-            "neurons": _neurons(loaded),
-        },
-        "tokenizer": {
-            "name": tokenizer.name,
-            "revision": tokenizer.revision,
-            "size": len(tokenizer.strings),
-            "vocabulary_digest": chunks.bytes_digest(_vocabulary(tokenizer)),
-        },
-        "text": found,
-    }
-    return loaded, tokenizer, itertools.chain([first], packed), resolved
 
 
-def _neurons(loaded: LoadedModel) -> int:
-    return int(loaded.model.transformer.h[0].mlp.c_fc.out_features)
-
-
-def _packed(
-    spec: RunSpec, found: dict[str, Any], text_paths: list[Path], tokenizer: LoadedTokenizer
-) -> Iterator[Batch]:
-    separator = None
-    if spec.separator == "eos":
-        separator = tokenizer.tokenizer.eos_token_id
-        if separator is None:
-            raise InputError(
-                f"--separator eos: the tokenizer {tokenizer.name} has no end-of-text token; "
-                "use --separator none"
-            )
-    return batches(
-        text.Documents(found, text_paths),
-        tokenizer.tokenizer,
-        sequences=spec.sequences,
-        positions=spec.positions,
-        separator=separator,
-    )
+def _separator(spec: RunSpec, tokenizer: LoadedTokenizer) -> int | None:
+    """The id of the token after each document, None for none."""
+    if spec.separator == "none":
+        return None
+    separator: int | None = tokenizer.tokenizer.eos_token_id
+    if separator is None:
+        raise InputError(
+            f"--separator eos: the tokenizer {tokenizer.name} has no end-of-text token; "
+            "use --separator none"
+        )
+    return separator
 
 
 def _vocabulary(tokenizer: LoadedTokenizer) -> bytes:
@@ -183,60 +290,6 @@ def _vocabulary(tokenizer: LoadedTokenizer) -> bytes:
         "tokens": tokenizer.strings,
     }
     return json.dumps(document, ensure_ascii=False, indent=0).encode() + b"\n"
-
-
-def _store_batches(
-    spec: RunSpec,
-    store: Store,
-    claim: dict[str, Any],
-    loaded: LoadedModel,
-    tokenizer: LoadedTokenizer,
-    packed: Iterator[Batch],
-    environment: dict[str, Any],
-    progress: Progress,
-) -> None:
-    """Compute and store every batch of the partition, each with its record."""
-    schemas = schemas_of(claim)
-    table = lengths.length_table(tokenizer.strings, tokenizer.special)
-    layer = next(iter(schemas.values()))
-    progress.begin("capturing", spec.batches * claim["model"]["layers"], "layers")
-    with closing(LayerWriter(store, layer, loaded.model.device)) as writer:
-        for number in range(spec.batches):
-            timings: dict[str, float] = {}
-            with _timed(timings, "text"):
-                batch = next(packed)
-            token_lengths = table[batch.token_ids]
-
-            def take(name: str, values: torch.Tensor, number: int = number) -> None:
-                writer.write(schemas[name], number, values)
-                progress.advance(f"batch {number + 1} of {spec.batches}, {name}")
-
-            with _timed(timings, "capture"):
-                stream(loaded.model, batch.token_ids, [take])
-            with _timed(timings, "store"):
-                stored = writer.finish()
-                for name, values in (
-                    (TOKEN_IDS, batch.token_ids),
-                    (TOKEN_LENGTH, token_lengths),
-                ):
-                    stored[name] = [put_array(store, schemas[name], number, values)]
-            with _timed(timings, "read_back"):
-                read_back = _read_back(store, schemas, stored, number)
-            counts = lengths.histogram(token_lengths)
-            records.put_record(
-                store,
-                claim,
-                partition=0,
-                batches=number + 1,
-                arrays=stored,
-                batch=batch,
-                histogram=counts,
-                special=spec.tokens_per_batch - sum(counts.values()),
-                read_back=read_back,
-                environment=environment,
-                timings=timings,
-            )
-    progress.end()
 
 
 def _read_back(
@@ -254,15 +307,7 @@ def _read_back(
         if name in (TOKEN_IDS, TOKEN_LENGTH):
             continue
         part = parts[(batch + index) % len(parts)]
-        body = store.get(part.key)
-        try:
-            same = (
-                body is not None
-                and chunks.digest(chunks.decode(schemas[name], body)) == part.digest
-            )
-        except ValueError:
-            same = False
-        if not same:
+        if chunks.stored_digest(schemas[name], store.get(part.key)) != part.digest:
             raise CheckError(
                 f"{store.url}/{part.key} does not read back as it was stored: "
                 "the storage or the way to it is faulty; nothing is committed"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from neoscope.arrays import GROUP
 from neoscope.commit import read_manifest
 from neoscope.errors import InputError
+from neoscope.status import status
 from neoscope.storage import open_store
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ def open_run(url: str, *, endpoint_url: str | None = None) -> xarray.Dataset:
 
     store = open_store(url, endpoint_url=endpoint_url)
     if read_manifest(store) is None:
-        raise InputError(f"the run at {store.url} is not whole (no manifest.json): finish it first")
+        raise InputError(
+            f"the run at {store.url} is not whole: {status(store).line}; finish it first"
+        )
     source: Any = zarr.storage.ObjectStore(store.backend, read_only=True)
     return xarray.open_dataset(
         source,

@@ -7,10 +7,10 @@ where there is none yet. It does not know how values are computed, nor the commi
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 from neoscope import chunks, sealed
-from neoscope.batch import Batch
 from neoscope.chunks import StoredChunk
 from neoscope.errors import CheckError, ConflictError, UnavailableError
 from neoscope.spec import RunSpec, differing_fields
@@ -19,6 +19,7 @@ from neoscope.storage import Store
 CLAIM = "run.json"
 VOCABULARY = "vocabulary.json"
 RECORDS = "records"
+RECORD_KEY = re.compile(rf"{RECORDS}/(\d{{5}})-(\d{{8}})\.json")
 
 
 def record_key(partition: int, batches: int) -> str:
@@ -48,28 +49,12 @@ def read_claim(store: Store, spec: RunSpec | None = None) -> dict[str, Any] | No
     return claim
 
 
-def put_claim(
-    store: Store,
-    spec: RunSpec,
-    *,
-    resolved: dict[str, Any],
-    arrays: dict[str, Any],
-    environment: dict[str, Any],
-) -> dict[str, Any]:
+def put_claim(store: Store, spec: RunSpec, resolved: dict[str, Any]) -> dict[str, Any]:
     """Claim the place for a spec, or adopt the claim that another worker of the same spec put first.
 
     The claim is put a second time, which the store must refuse: the commit depends on that.
     """
-    body = sealed.dump(
-        "run",
-        {
-            "fingerprint": spec.fingerprint,
-            "spec": spec.to_json(),
-            **resolved,
-            "arrays": arrays,
-            "environment": environment,
-        },
-    )
+    body = sealed.dump("run", {"fingerprint": spec.fingerprint, "spec": spec.to_json(), **resolved})
     try:
         store.create(CLAIM, body)
     except FileExistsError:
@@ -101,38 +86,12 @@ def check_resolved(store: Store, claim: dict[str, Any], resolved: dict[str, Any]
 
 
 def put_record(
-    store: Store,
-    claim: dict[str, Any],
-    *,
-    partition: int,
-    batches: int,
-    arrays: dict[str, list[StoredChunk]],
-    batch: Batch,
-    histogram: dict[int, int],
-    special: int,
-    read_back: dict[str, str],
-    environment: dict[str, Any],
-    timings: dict[str, float],
+    store: Store, claim: dict[str, Any], partition: int, batches: int, content: dict[str, Any]
 ) -> None:
     """Say that a partition is stored up to `batches`. A record that is there must say the same."""
     key = record_key(partition, batches)
-    body = sealed.dump(
-        "record",
-        {
-            "fingerprint": claim["fingerprint"],
-            "partition": partition,
-            "batches": batches,
-            "arrays": {name: _array_record(parts) for name, parts in arrays.items()},
-            "documents": [dataclasses.asdict(span) for span in batch.documents],
-            "position": batch.position,
-            "length_histogram": {str(length): count for length, count in histogram.items()},
-            "special_tokens": special,
-            "read_back": read_back,
-            "tags": {part.key: part.tag for parts in arrays.values() for part in parts},
-            "environment": environment,
-            "timings": timings,
-        },
-    )
+    head = {"fingerprint": claim["fingerprint"], "partition": partition, "batches": batches}
+    body = sealed.dump("record", {**head, **content})
     try:
         store.create(key, body)
     except FileExistsError:
@@ -145,7 +104,7 @@ def put_record(
             ) from None
 
 
-def _array_record(parts: list[StoredChunk]) -> dict[str, Any]:
+def array_record(parts: list[StoredChunk]) -> dict[str, Any]:
     """The stored chunks of one batch of one array, in C order of the grid, and what they hold."""
     summary = parts[0].summary
     for part in parts[1:]:
@@ -156,18 +115,32 @@ def _array_record(parts: list[StoredChunk]) -> dict[str, Any]:
     }
 
 
-def read_records(store: Store, claim: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
-    """Every partition's records in order of batches, read and checked."""
-    keys = sorted(item.key for item in store.objects(RECORDS) if item.key.endswith(".json"))
-    records: dict[int, list[dict[str, Any]]] = {}
-    for key in keys:
-        record = sealed.load("record", store.get(key) or b"", f"{store.url}/{key}")
-        if record["fingerprint"] != claim["fingerprint"] or key != record_key(
-            record["partition"], record["batches"]
-        ):
-            raise CheckError(f"{store.url}/{key} belongs to another run or place: delete the run")
-        records.setdefault(record["partition"], []).append(record)
-    return records
+def recorded(store: Store) -> dict[int, list[int]]:
+    """How many batches each record says are stored, ascending, by partition; one listing."""
+    found: dict[int, list[int]] = {}
+    for key in sorted(item.key for item in store.objects(RECORDS)):
+        match = RECORD_KEY.fullmatch(key)
+        if match:
+            found.setdefault(int(match[1]), []).append(int(match[2]))
+    return found
+
+
+def last_record(store: Store, claim: dict[str, Any], partition: int) -> dict[str, Any] | None:
+    """All the state that a partition has: its last record, None where there is none."""
+    counts = recorded(store).get(partition)
+    return read_record(store, claim, partition, counts[-1]) if counts else None
+
+
+def read_record(
+    store: Store, claim: dict[str, Any], partition: int, batches: int
+) -> dict[str, Any]:
+    """One record, checked. Raises CheckError where it is damaged or of another run."""
+    key = record_key(partition, batches)
+    record = sealed.load("record", store.get(key) or b"", f"{store.url}/{key}")
+    found = (record["fingerprint"], record["partition"], record["batches"])
+    if found != (claim["fingerprint"], partition, batches):
+        raise CheckError(f"{store.url}/{key} belongs to another run or place: delete the run")
+    return record
 
 
 def array_summary(records: list[dict[str, Any]], name: str) -> chunks.Summary:

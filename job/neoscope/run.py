@@ -1,48 +1,82 @@
 """One start of `neoscope run`: what is asked for, what is already there, and only then the work.
 
-In: options and a place. Out: the manifest of a committed run there. A finished or a foreign run is
-found out before anything heavy is imported.
+In: options and a place. Out: the manifest of a committed run there, or how far it is. A finished or
+a foreign run is found out before anything heavy is imported.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
-from neoscope.commit import read_manifest
+from neoscope.commit import commit, read_manifest
+from neoscope.errors import UsageError
 from neoscope.progress import Progress
-from neoscope.records import read_claim
-from neoscope.spec import make_spec
+from neoscope.records import last_record, read_claim
+from neoscope.spec import RunSpec, make_spec
 from neoscope.storage import open_store
 from neoscope.text import describe_file, file_kind
+
+INDEX_VARIABLE = "JOB_COMPLETION_INDEX"  # set by Kubernetes for each pod of an Indexed Job
 
 
 def run(
     output: str,
     options: dict[str, Any],
     *,
+    partition: str,
     text_paths: list[Path],
     device: str,
     endpoint_url: str | None,
     progress: Progress,
-) -> tuple[str, dict[str, Any]]:
-    """Make a run at `output` or find it whole; its full URL and its manifest.
+) -> tuple[str, dict[str, Any] | None]:
+    """Make one partition's share of a run at `output`, and commit the run if that was the last.
 
-    `options` are the fields of `RunSpec` by name, None where not given. `device` is `auto`, `cpu` or
-    `cuda`. Every error is a NeoscopeError with its exit code.
+    Returns the full URL, and the manifest or None while other partitions are missing. `options` are
+    the fields of `RunSpec` by name, None where not given; `partition` is a number or `auto`;
+    `device` is `auto`, `cpu` or `cuda`. Every error is a NeoscopeError with its exit code.
     """
     if text_paths:
         file_kind(text_paths)
     spec = make_spec(**options, text=tuple(describe_file(path) for path in text_paths))
+    share = pick_partition(spec, partition)
     store = open_store(output, endpoint_url=endpoint_url, write=True)
     claim = read_claim(store, spec)
-    manifest = read_manifest(store) if claim else None
-    if manifest is not None:
+    if claim and (manifest := read_manifest(store)):
         progress.say(f"{store.url} already holds this run, whole: nothing to do")
         return store.url, manifest
-    from neoscope.pipeline import make
+    last = last_record(store, claim, share) if claim else None
+    if last:
+        progress.say(f"going on after batch {last['batches']} of {spec.batches}")
+    if claim is None or last is None or last["batches"] < spec.batches:
+        from neoscope.pipeline import store_partition
 
-    manifest = make(
-        spec, store, claim=claim, text_paths=text_paths, device=device, progress=progress
-    )
-    return store.url, manifest
+        claim = store_partition(
+            spec,
+            store,
+            partition=share,
+            claim=claim,
+            last=last,
+            text_paths=text_paths,
+            device=device,
+            progress=progress,
+        )
+    progress.say("committing")
+    return store.url, commit(store, claim)
+
+
+def pick_partition(spec: RunSpec, partition: str) -> int:
+    """The number of this worker's partition. Raises UsageError where it is not one of the run's."""
+    option = f"--partition {partition}"
+    if partition == "auto":
+        partition = os.environ.get(INDEX_VARIABLE, "")
+        if not partition:
+            raise UsageError(f"{option}: {INDEX_VARIABLE} is not set; give a number")
+        option += f" ({INDEX_VARIABLE}={partition})"
+    if not partition.isdecimal() or int(partition) >= spec.partitions:
+        raise UsageError(
+            f"{option} is not one of the {spec.partitions} partitions: "
+            f"give 0 to {spec.partitions - 1}, or more --partitions"
+        )
+    return int(partition)

@@ -46,6 +46,7 @@ RETRY: RetryConfig = {
     },
     "retry_timeout": timedelta(minutes=3),
 }
+TEMPORARY = re.compile(r"#\d+$")
 TRIES_AFTER_TIMEOUT = 4  # a put that timed out is not repeated by obstore
 
 
@@ -101,6 +102,10 @@ class Store:
         except faults.AlreadyExistsError:
             raise FileExistsError(key) from None
 
+    def tag(self, key: str) -> str | None:
+        """The store's own tag of an object's content."""
+        return self._do("s3:GetObject", key, lambda: obstore.head(self.backend, key)["e_tag"])
+
     def objects(self, prefix: str = "") -> Iterator[Listed]:
         """Every object under a prefix of whole path segments, in no order."""
         stream = obstore.list(self.backend, prefix or None)
@@ -118,6 +123,13 @@ class Store:
         """Delete objects; one that is not there is no error."""
         with contextlib.suppress(FileNotFoundError):
             self._do("s3:DeleteObject", "", lambda: obstore.delete(self.backend, keys))
+
+    def clear_temporary_files(self) -> None:
+        """Remove what a killed put left in a local folder: `name#1`, which no listing shows."""
+        if self.is_local:
+            for path in Path(self.url).rglob("*#*"):
+                if TEMPORARY.search(path.name):
+                    path.unlink(missing_ok=True)
 
     def _do(self, permission: str, key: str, operation: Callable[[], T]) -> T:
         """Run one operation; repeat what timed out; turn faults into errors that say what to do."""

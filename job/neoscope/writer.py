@@ -85,15 +85,18 @@ class LayerWriter:
         self._failed: BaseException | None = None
         self._stored: dict[str, list[Future[StoredChunk]]] = {}
 
-    def write(self, schema: ArraySchema, batch: int, values: torch.Tensor) -> None:
-        """Take one layer of batch `batch`; returns once it is copied, before it is stored."""
+    def write(self, schema: ArraySchema, batch: int, values: torch.Tensor, record: str) -> None:
+        """Take one layer of batch `batch`; returns once it is copied, before it is stored.
+
+        `record` is the key of the record that the batch will have; see `put_chunk`.
+        """
         slot = self._free.get()
         if self._failed is not None:
             raise self._failed
         slot.users = slot.count
         ready = slot.take(values, self._copies)
         self._stored[schema.name] = [
-            self._pool.submit(self._put, slot, index, key, schema, ready)
+            self._pool.submit(self._put, slot, index, key, schema, record, ready)
             for index, key in enumerate(schema.batch_keys(batch))
         ]
 
@@ -106,11 +109,17 @@ class LayerWriter:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _put(
-        self, slot: Slot, index: int, key: str, schema: ArraySchema, ready: Callable[[], None]
+        self,
+        slot: Slot,
+        index: int,
+        key: str,
+        schema: ArraySchema,
+        record: str,
+        ready: Callable[[], None],
     ) -> StoredChunk:
         try:
             ready()
-            return put_chunk(self._store, key, schema, slot.rows[index])
+            return put_chunk(self._store, key, schema, slot.rows[index], record)
         except BaseException as error:
             self._failed = self._failed or error
             raise
@@ -123,20 +132,24 @@ class LayerWriter:
 
 
 def put_array(
-    store: Store, schema: ArraySchema, batch: int, values: npt.NDArray[Any]
+    store: Store, schema: ArraySchema, batch: int, values: npt.NDArray[Any], record: str
 ) -> StoredChunk:
     """Store one batch of an array that has one chunk a batch."""
     (key,) = schema.batch_keys(batch)
     buffer = np.empty(schema.chunk_bytes + chunks.CHECKSUM_BYTES, np.uint8)
     buffer[: -chunks.CHECKSUM_BYTES].view(schema.dtype)[:] = values.reshape(-1)
-    return put_chunk(store, key, schema, buffer)
+    return put_chunk(store, key, schema, buffer, record)
 
 
 def put_chunk(
-    store: Store, key: str, schema: ArraySchema, buffer: npt.NDArray[np.uint8]
+    store: Store, key: str, schema: ArraySchema, buffer: npt.NDArray[np.uint8], record: str
 ) -> StoredChunk:
-    """Store one chunk whose values fill `buffer` up to its checksum. Raises CheckError for a value
-    that is not finite: nothing of it is stored."""
+    """Store one chunk whose values fill `buffer` up to its checksum.
+
+    A chunk that is already there is left by a start that was broken off, or made by a like process
+    at this moment: the same bytes stay; other bytes are put over, but never once `record`, the
+    record of their batch, is there. Raises CheckError then, and for a value that is not finite.
+    """
     values = buffer[: -chunks.CHECKSUM_BYTES].view(schema.dtype).reshape(schema.chunks)
     summary = chunks.summarize(values)
     if summary.nonfinite:
@@ -145,5 +158,16 @@ def put_chunk(
             "use --precision float32 or --store-dtype float32, or look at the weights"
         )
     body = chunks.seal_chunk(buffer)
-    tag = store.put(key, body.data)
+    try:
+        tag = store.create(key, body.data)
+    except FileExistsError:
+        if store.get(key) == body.tobytes():
+            tag = store.tag(key)
+        elif store.get(record) is None:
+            tag = store.put(key, body.data)
+        else:
+            raise CheckError(
+                f"{store.url}/{key} is recorded with other values than were computed here: two "
+                "unlike machines work on one partition; delete the run and use one kind of machine"
+            ) from None
     return StoredChunk(key, body.nbytes, chunks.digest(values), tag, summary)

@@ -1,0 +1,42 @@
+"""How far a run is, from one listing of its records.
+
+In: a store. Out: batches by partition, and whether the run is committed. It does not know whether
+what is stored is right; that is `verify`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from neoscope.commit import MANIFEST
+from neoscope.errors import InputError
+from neoscope.records import CLAIM, read_claim, recorded
+from neoscope.storage import Store
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """`stored` batches of each partition, of `batches` each, and whether there is a manifest."""
+
+    url: str
+    stored: list[int]
+    batches: int
+    committed: bool
+
+    @property
+    def line(self) -> str:
+        total = self.batches * len(self.stored)
+        whole = sum(count == self.batches for count in self.stored)
+        state = "committed" if self.committed else "not committed"
+        return f"{sum(self.stored)} of {total} batches, {whole} of {len(self.stored)} partitions whole, {state}"
+
+
+def status(store: Store) -> Status:
+    """Raises InputError where there is no run."""
+    claim = read_claim(store)
+    if claim is None:
+        raise InputError(f"there is no run at {store.url}: no {CLAIM}")
+    found = recorded(store)
+    spec = claim["spec"]
+    stored = [found.get(partition, [0])[-1] for partition in range(spec["partitions"])]
+    return Status(store.url, stored, spec["batches"], store.get(MANIFEST) is not None)
