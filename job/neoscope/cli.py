@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from neoscope.errors import NeoscopeError, UsageError
+from neoscope.errors import CheckError, NeoscopeError, UsageError
 from neoscope.spec import FINEWEB, FINEWEB_CONFIG, GPT_NEO_125M, SAMPLE
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -206,6 +206,24 @@ def status_command(output: str, endpoint_url: str | None) -> None:
         for partition, count in enumerate(found.stored):
             click.echo(f"partition {partition}: {count} of {found.batches} batches")
     click.echo(f"{found.url}: {found.line}")
+
+
+@cli.command(name="verify", epilog=EXIT_CODES)
+@output_argument
+@endpoint_option
+def verify_command(output: str, endpoint_url: str | None) -> None:
+    """Check every stored byte of a run against what its records say."""
+    from neoscope.progress import Progress
+    from neoscope.storage import open_store
+    from neoscope.verify import verify
+
+    store = open_store(output, endpoint_url=endpoint_url)
+    finds = verify(store, Progress())
+    for find in finds:
+        click.echo(str(find))
+    if finds:
+        raise CheckError(f"{store.url} is not as it was committed: {len(finds)} finds")
+    click.echo(f"{store.url} is whole, and every byte is as it was committed")
 
 
 @cli.command()

@@ -28,7 +28,10 @@ class Status:
         total = self.batches * len(self.stored)
         whole = sum(count == self.batches for count in self.stored)
         state = "committed" if self.committed else "not committed"
-        return f"{sum(self.stored)} of {total} batches, {whole} of {len(self.stored)} partitions whole, {state}"
+        return (
+            f"{sum(self.stored)} of {total} batches, "
+            f"{whole} of {len(self.stored)} partitions whole, {state}"
+        )
 
 
 def status(store: Store) -> Status:

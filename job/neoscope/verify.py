@@ -1,0 +1,188 @@
+"""Every stored byte of a run, held against what claim, records and manifest say of it.
+
+In: a store. Out: finds, each naming an object, what is wrong with it, and what to do. Nothing but the
+report's bytes is left out. It does not compute the model; see `recompute`.
+
+A checksum alone does not find a stale chunk or two chunks that changed places: every chunk is held
+against the digest in the record of its batch. Zarr metadata and manifest are made again from claim
+and records, and must be the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from neoscope import chunks, lengths, records, sealed
+from neoscope.arrays import TOKEN_IDS, TOKEN_LENGTH, ArraySchema
+from neoscope.commit import MANIFEST, manifest_content, schemas_of
+from neoscope.errors import CheckError, InputError
+from neoscope.progress import Progress
+from neoscope.storage import Store
+
+READERS = 8  # chunks in memory at a time
+REPORT = "report.html"
+AGAIN = "make the run anew (neoscope delete, then run)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Find:
+    """One thing that is not as it must be."""
+
+    key: str
+    problem: str
+    remedy: str = AGAIN
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.problem}; {self.remedy}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """A chunk as its record says it is."""
+
+    schema: ArraySchema
+    size: int
+    digest: str
+
+
+def verify(store: Store, progress: Progress) -> list[Find]:
+    """Check every object of a committed run. Raises InputError where there is no run."""
+    there = {item.key: item.size for item in store.objects()}
+    if records.CLAIM not in there and MANIFEST not in there:
+        raise InputError(f"there is no run at {store.url}")
+    if MANIFEST not in there:
+        return [
+            Find(MANIFEST, "is missing: the run is not committed", "run the same command again")
+        ]
+    try:
+        claim = _sealed(store, "run", records.CLAIM)
+        manifest = _sealed(store, "manifest", MANIFEST)
+        listed = _records(store, claim)
+    except CheckError as error:
+        return [Find(store.url, str(error))]
+    finds = list(_documents(store, claim, manifest, listed))
+    expected = {
+        part["key"]: Expected(schema, part["size"], part["digest"])
+        for name, schema in schemas_of(claim).items()
+        for record in listed
+        for part in record["arrays"][name]["chunks"]
+    }
+    known = {
+        records.CLAIM,
+        records.VOCABULARY,
+        MANIFEST,
+        REPORT,
+        *manifest["zarr"],
+        *manifest["records"],
+        *expected,
+    }
+    for key in sorted(there.keys() - known):
+        finds.append(Find(key, "does not belong to the run", "delete it, if nobody needs it"))
+    finds += _each_chunk(store, expected, there, progress)
+    if not finds:
+        finds += _tokens(store, claim, listed)
+    return finds
+
+
+def _sealed(store: Store, kind: str, key: str) -> dict[str, Any]:
+    return sealed.load(kind, store.get(key) or b"", f"{store.url}/{key}")
+
+
+def _records(store: Store, claim: dict[str, Any]) -> list[dict[str, Any]]:
+    spec = claim["spec"]
+    return [
+        records.read_record(store, claim, partition, batches)
+        for partition in range(spec["partitions"])
+        for batches in range(1, spec["batches"] + 1)
+    ]
+
+
+def _documents(
+    store: Store,
+    claim: dict[str, Any],
+    manifest: dict[str, Any],
+    listed: list[dict[str, Any]],
+) -> Iterator[Find]:
+    """Manifest, Zarr metadata and vocabulary against what claim and records make of them."""
+    content, metadata = manifest_content(claim, listed)
+    for field, value in content.items():
+        if field != "environment" and json.loads(json.dumps(value)) != manifest[field]:
+            yield Find(MANIFEST, f"its {field} is not what the records say")
+    for key, body in metadata.items():
+        stored = store.get(key)
+        if stored is None:
+            yield Find(key, "is missing")
+        elif stored != body:
+            yield Find(key, "is not the metadata that the run was committed with")
+        elif hashlib.sha256(stored).hexdigest() != manifest["zarr"][key]:
+            yield Find(key, "is not the one that the manifest names")
+    vocabulary = store.get(records.VOCABULARY)
+    if vocabulary is None:
+        yield Find(records.VOCABULARY, "is missing")
+    elif chunks.bytes_digest(vocabulary) != claim["tokenizer"]["vocabulary_digest"]:
+        yield Find(records.VOCABULARY, "is not the one that the run was made with")
+
+
+def _each_chunk(
+    store: Store, expected: dict[str, Expected], there: dict[str, int], progress: Progress
+) -> list[Find]:
+    """Read every chunk, `READERS` at a time."""
+
+    def check(key: str) -> Find | None:
+        find = _chunk(store, key, expected[key]) if key in there else Find(key, "is missing")
+        progress.advance(key)
+        return find
+
+    progress.begin("verifying", len(expected), "chunks")
+    with ThreadPoolExecutor(READERS) as pool:
+        finds = [find for find in pool.map(check, expected) if find is not None]
+    progress.end()
+    return finds
+
+
+def _chunk(store: Store, key: str, expected: Expected) -> Find | None:
+    body = store.get(key)
+    if body is None:
+        return Find(key, "is missing")
+    if len(body) != expected.size:
+        return Find(key, f"has {len(body)} bytes, recorded with {expected.size}")
+    try:
+        values = chunks.decode(expected.schema, body)
+    except ValueError:
+        return Find(key, "is damaged: its checksum does not fit")
+    if chunks.digest(values) != expected.digest:
+        return Find(
+            key, "holds other values than were recorded, with a right checksum: stale or swapped"
+        )
+    if not np.isfinite(values).all():
+        return Find(key, "has values that are not finite")
+    return None
+
+
+def _tokens(store: Store, claim: dict[str, Any], listed: list[dict[str, Any]]) -> Iterator[Find]:
+    """Token ids against the vocabulary, and token lengths against token ids."""
+    vocabulary = json.loads(store.get(records.VOCABULARY) or b"{}")
+    table = lengths.length_table(vocabulary["tokens"], vocabulary["special"])
+    schemas = schemas_of(claim)
+    for record in listed:
+        keys = {
+            name: record["arrays"][name]["chunks"][0]["key"] for name in (TOKEN_IDS, TOKEN_LENGTH)
+        }
+        ids, length = (
+            chunks.decode(schemas[name], store.get(key) or b"") for name, key in keys.items()
+        )
+        if ids.min() < 0 or ids.max() >= len(table):
+            yield Find(keys[TOKEN_IDS], f"has ids outside of the vocabulary of {len(table)}")
+        elif not np.array_equal(table[ids], length):
+            yield Find(keys[TOKEN_LENGTH], "has other lengths than the token ids have")
+        elif lengths.histogram(length) != {
+            int(k): n for k, n in record["length_histogram"].items()
+        }:
+            yield Find(keys[TOKEN_LENGTH], "has other counts of lengths than its record")
