@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 import torch
 
+from neoscope import gpt_neo
 from neoscope.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,48 +31,50 @@ def hook_points(model: GPTNeoForCausalLM) -> dict[str, torch.nn.Module]:
     return {f"MLP_{layer}": block.mlp.c_fc for layer, block in enumerate(model.transformer.h)}
 
 
-def capture(model: GPTNeoForCausalLM, token_ids: Any) -> dict[str, torch.Tensor]:
+def capture(
+    model: GPTNeoForCausalLM, token_ids: Any, *, forward: str = "fast"
+) -> dict[str, torch.Tensor]:
     """What every MLP neuron of every layer is given, before GELU.
 
     `token_ids` are integers [sequence, position]. The result is `{"MLP_0": [sequence, position,
     neuron], ...}` on the model's device, in the model's dtype: for 16 x 512 tokens of GPT-Neo 125M
-    twelve arrays [16, 512, 3072], 1.2 GB in float32.
+    twelve arrays [16, 512, 3072], 1.2 GB in float32. `forward` is `fast`, ours, or `reference`,
+    transformers' own.
     """
     layers: dict[str, torch.Tensor] = {}
 
     def keep(name: str, values: torch.Tensor) -> None:
         layers[name] = values.clone()
 
-    stream(model, token_ids, [keep])
+    stream(model, token_ids, [keep], forward=forward)
     return layers
 
 
-def stream(model: GPTNeoForCausalLM, token_ids: Any, consumers: Sequence[Consumer]) -> None:
+def stream(
+    model: GPTNeoForCausalLM, token_ids: Any, consumers: Sequence[Consumer], *, forward: str
+) -> None:
     """Run the model once and give each layer to every consumer, in layer order, as it appears.
 
     Nothing after the last hook point is computed. What a consumer raises ends the pass.
     """
     ids = _checked(model, token_ids)
     hooks = []
-    points = hook_points(model)
-    last = list(points)[-1]
 
     def hook_for(name: str) -> Callable[..., None]:
         def hook(_module: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> None:
             for consume in consumers:
                 consume(name, output)
-            if name == last:
-                raise _Finished
 
         return hook
 
-    for name, module in points.items():
+    for name, module in hook_points(model).items():
         hooks.append(module.register_forward_hook(hook_for(name)))
     try:
         with torch.inference_mode():
-            model.transformer(ids, use_cache=False)
-    except _Finished:
-        pass
+            if forward == "fast":
+                gpt_neo.forward(model, ids)
+            else:
+                _reference(model, ids)
     finally:
         for hook in hooks:
             hook.remove()
@@ -79,6 +82,21 @@ def stream(model: GPTNeoForCausalLM, token_ids: Any, consumers: Sequence[Consume
 
 class _Finished(Exception):
     """The last hook point has been reached: nothing after it is wanted."""
+
+
+def _reference(model: GPTNeoForCausalLM, ids: torch.Tensor) -> None:
+    """transformers' own forward pass, up to the last hook point."""
+
+    def stop(*_: Any) -> None:
+        raise _Finished
+
+    last = model.transformer.h[-1].mlp.c_fc.register_forward_hook(stop)
+    try:
+        model.transformer(ids, use_cache=False)
+    except _Finished:
+        pass
+    finally:
+        last.remove()
 
 
 def _checked(model: GPTNeoForCausalLM, token_ids: npt.ArrayLike) -> torch.Tensor:

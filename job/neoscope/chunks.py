@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import google_crc32c
+import numcodecs
 import numpy as np
 import numpy.typing as npt
 import xxhash
@@ -66,13 +67,19 @@ class StoredChunk:
     summary: Summary
 
 
-def seal_chunk(buffer: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Write the checksum of a chunk's little-endian bytes into the last four bytes of `buffer`.
+def encode(schema: ArraySchema, buffer: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The stored form of the chunk whose little-endian bytes fill `buffer` up to its last four.
 
-    The result is what Zarr's codecs `bytes, crc32c` give, without their copy of the chunk.
+    It is what Zarr's codecs for the array give. Uncompressed it is `buffer` itself, with the
+    checksum written into its end: Zarr's own codec would copy the chunk to append it.
     """
-    body = buffer[:-CHECKSUM_BYTES]
-    checksum = google_crc32c.value(body)
+    if schema.compression != "none":
+        size = np.dtype(schema.dtype).itemsize
+        blosc = numcodecs.Blosc("lz4", clevel=1, shuffle=numcodecs.Blosc.BITSHUFFLE, typesize=size)
+        packed = blosc.encode(buffer[:-CHECKSUM_BYTES])
+        buffer = np.empty(len(packed) + CHECKSUM_BYTES, np.uint8)
+        buffer[:-CHECKSUM_BYTES] = np.frombuffer(packed, np.uint8)
+    checksum = google_crc32c.value(buffer[:-CHECKSUM_BYTES])
     buffer[-CHECKSUM_BYTES:] = np.frombuffer(checksum.to_bytes(4, "little"), np.uint8)
     return buffer
 

@@ -51,6 +51,14 @@ endpoint_option = option(
     help="Where S3 is, for storage other than AWS; also AWS_ENDPOINT_URL.",
 )
 
+device_option = option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute; auto is the GPU where there is one.",
+)
+
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="neoscope")
@@ -134,13 +142,7 @@ def cli() -> None:
     show_default=True,
     help="What stands after each document: nothing, or the end-of-text token.",
 )
-@option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to compute; auto is the GPU where there is one.",
-)
+@device_option
 @option(
     "--precision",
     type=click.Choice(["float32", "bfloat16", "float16"]),
@@ -155,13 +157,34 @@ def cli() -> None:
     show_default=True,
     help="Of the stored arrays: 4 or 2 bytes a value.",
 )
+@option(
+    "--compression",
+    type=click.Choice(["none", "lz4"]),
+    default="none",
+    show_default=True,
+    help="Of the stored arrays; lz4 is lossless and stores float32 in 0.9 of its size.",
+)
+@option(
+    "--forward",
+    type=click.Choice(["fast", "reference"]),
+    default="fast",
+    show_default=True,
+    help="The forward pass: ours, or transformers' own to compare with.",
+)
 @endpoint_option
+@option(
+    "--sign-payload",
+    is_flag=True,
+    help="Sign the bodies of requests too, for storage that insists; by default each chunk's own "
+    "checksum guards it, which costs a third of the processor time.",
+)
 def run(
     output: str,
     text_paths: tuple[Path, ...],
     partition: str,
     device: str,
     endpoint_url: str | None,
+    sign_payload: bool,
     **options: Any,
 ) -> None:
     """Run a model once over a text and store what its MLP neurons do.
@@ -185,6 +208,7 @@ def run(
         text_paths=list(text_paths),
         device=device,
         endpoint_url=endpoint_url,
+        sign_payload=sign_payload,
         progress=progress,
     )
     if manifest is None:
@@ -211,14 +235,51 @@ def status_command(output: str, endpoint_url: str | None) -> None:
 @cli.command(name="verify", epilog=EXIT_CODES)
 @output_argument
 @endpoint_option
-def verify_command(output: str, endpoint_url: str | None) -> None:
-    """Check every stored byte of a run against what its records say."""
+@option(
+    "--recompute",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Also compute N of the sequences again with transformers' own model, and compare.",
+)
+@option("--text", is_flag=True, help="Also stream the recorded text again, and compare the tokens.")
+@option(
+    "--text-file",
+    "text_paths",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="With --text, the files of a run that was made of local files, in the same order.",
+)
+@device_option
+def verify_command(
+    output: str,
+    endpoint_url: str | None,
+    recompute: int | None,
+    text: bool,
+    text_paths: tuple[Path, ...],
+    device: str,
+) -> None:
+    """Check every stored byte of a run against what its records say.
+
+    Each find is one line that names the object and what to do; the exit code is then 5.
+    """
     from neoscope.progress import Progress
+    from neoscope.records import read_claim
     from neoscope.storage import open_store
     from neoscope.verify import verify
 
     store = open_store(output, endpoint_url=endpoint_url)
-    finds = verify(store, Progress())
+    progress = Progress()
+    finds = verify(store, progress)
+    claim = None if finds else read_claim(store)
+    if claim and recompute:
+        from neoscope.recompute import recompute as again
+
+        finds += again(store, claim, recompute, device, progress)
+    if claim and text:
+        from neoscope.recompute import retokenize
+
+        finds += retokenize(store, claim, list(text_paths), progress)
     for find in finds:
         click.echo(str(find))
     if finds:

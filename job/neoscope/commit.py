@@ -94,6 +94,7 @@ def schemas_of(claim: dict[str, Any]) -> dict[str, ArraySchema]:
             tuple(entry["chunks"]),
             tuple(entry["dimensions"]),
             rows,
+            "lz4" if "blosc" in entry["codecs"] else "none",
         )
         for name, entry in claim["arrays"].items()
     }

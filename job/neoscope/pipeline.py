@@ -125,7 +125,7 @@ def _store_batch(
         progress.advance(f"batch {number + 1} of {spec.batches}, {name}")
 
     with _timed(timings, "capture"):
-        stream(prepared.loaded.model, batch.token_ids, [take])
+        stream(prepared.loaded.model, batch.token_ids, [take], forward=spec.forward)
     with _timed(timings, "store"):
         stored = writer.finish()
         for name, values in ((TOKEN_IDS, batch.token_ids), (TOKEN_LENGTH, token_lengths)):

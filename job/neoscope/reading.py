@@ -11,7 +11,7 @@ from neoscope.arrays import GROUP
 from neoscope.commit import read_manifest
 from neoscope.errors import InputError
 from neoscope.status import status
-from neoscope.storage import open_store
+from neoscope.storage import Store, open_store
 
 if TYPE_CHECKING:
     import xarray
@@ -24,15 +24,20 @@ def open_run(url: str, *, endpoint_url: str | None = None) -> xarray.Dataset:
     or a folder; `endpoint_url` is taken from AWS_ENDPOINT_URL where it is not given. Raises
     InputError where there is no committed run.
     """
-    import xarray
-    import zarr
-
     store = open_store(url, endpoint_url=endpoint_url)
     if read_manifest(store) is None:
         raise InputError(
             f"the run at {store.url} is not whole: {status(store).line}; finish it first"
         )
-    source: Any = zarr.storage.ObjectStore(store.backend, read_only=True)
+    return open_arrays(store)
+
+
+def open_arrays(store: Store) -> xarray.Dataset:
+    """The dataset of `open_run`, of a run that is known to be committed."""
+    import xarray
+    from zarr.storage import ObjectStore
+
+    source: Any = ObjectStore(store.backend, read_only=True)
     return xarray.open_dataset(
         source,
         group=GROUP,

@@ -29,6 +29,7 @@ def run(
     text_paths: list[Path],
     device: str,
     endpoint_url: str | None,
+    sign_payload: bool,
     progress: Progress,
 ) -> tuple[str, dict[str, Any] | None]:
     """Make one partition's share of a run at `output`, and commit the run if that was the last.
@@ -41,7 +42,7 @@ def run(
         file_kind(text_paths)
     spec = make_spec(**options, text=tuple(describe_file(path) for path in text_paths))
     share = pick_partition(spec, partition)
-    store = open_store(output, endpoint_url=endpoint_url, write=True)
+    store = open_store(output, endpoint_url=endpoint_url, sign_payload=sign_payload, write=True)
     claim = read_claim(store, spec)
     if claim and (manifest := read_manifest(store)):
         progress.say(f"{store.url} already holds this run, whole: nothing to do")

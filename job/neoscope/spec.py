@@ -53,7 +53,9 @@ class RunSpec:
     positions: int = 512
     separator: Literal["none", "eos"] = "none"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    forward: Literal["fast", "reference"] = "fast"
     store_dtype: Literal["float32", "float16"] = "float32"
+    compression: Literal["none", "lz4"] = "none"
 
     def __post_init__(self) -> None:
         for name in ("partitions", "batches", "sequences", "positions"):

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import random
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -33,6 +34,7 @@ Body = bytes | memoryview
 T = TypeVar("T")
 
 # A body of some MB on a slow uplink takes minutes; a connection that is not made in seconds is not made.
+REQUESTS_IN_FLIGHT = 16
 BODY_TIMEOUT = timedelta(minutes=5)
 CONNECT_TIMEOUT = timedelta(seconds=5)
 # obstore repeats refused connections, 429 and 5xx by itself; its default of ten tries gives up after
@@ -59,12 +61,37 @@ class Listed:
     tag: str | None
 
 
+class _Lanes:
+    """How many bodies are on the way at a time. Halved after a timeout: on a slow uplink many at once
+    starve one another until all of them time out."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._taken = 0
+        self._changed = threading.Condition()
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._taken < self._limit)
+            self._taken += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._taken -= 1
+            self._changed.notify()
+
+    def narrow(self) -> None:
+        with self._changed:
+            self._limit = max(1, self._limit // 2)
+
+
 class Store:
     """Objects under one URL. Keys are relative, with `/`. Safe to use from many threads."""
 
     def __init__(self, url: str, backend: S3Store | LocalStore) -> None:
         self.url = url
         self.backend = backend
+        self._lanes = _Lanes(REQUESTS_IN_FLIGHT)
 
     @property
     def is_local(self) -> bool:
@@ -135,7 +162,8 @@ class Store:
         """Run one operation; repeat what timed out; turn faults into errors that say what to do."""
         for attempt in range(TRIES_AFTER_TIMEOUT):
             try:
-                return operation()
+                with self._lanes:
+                    return operation()
             except (FileNotFoundError, faults.NotFoundError) as error:
                 if "NoSuchBucket" in str(error):
                     raise InputError(
@@ -159,6 +187,7 @@ class Store:
                 if self.is_local:
                     raise InputError(f"cannot use {self.url}/{key}: {reason}") from None
                 if "timed out" in reason.lower() and attempt + 1 < TRIES_AFTER_TIMEOUT:
+                    self._lanes.narrow()
                     time.sleep(2**attempt * random.uniform(0.5, 1))
                     continue
                 raise UnavailableError(

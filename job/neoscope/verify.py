@@ -64,7 +64,11 @@ def verify(store: Store, progress: Progress) -> list[Find]:
     try:
         claim = _sealed(store, "run", records.CLAIM)
         manifest = _sealed(store, "manifest", MANIFEST)
-        listed = _records(store, claim)
+        listed = [
+            record
+            for partition in range(claim["spec"]["partitions"])
+            for record in read_records(store, claim, partition)
+        ]
     except CheckError as error:
         return [Find(store.url, str(error))]
     finds = list(_documents(store, claim, manifest, listed))
@@ -95,13 +99,10 @@ def _sealed(store: Store, kind: str, key: str) -> dict[str, Any]:
     return sealed.load(kind, store.get(key) or b"", f"{store.url}/{key}")
 
 
-def _records(store: Store, claim: dict[str, Any]) -> list[dict[str, Any]]:
-    spec = claim["spec"]
-    return [
-        records.read_record(store, claim, partition, batches)
-        for partition in range(spec["partitions"])
-        for batches in range(1, spec["batches"] + 1)
-    ]
+def read_records(store: Store, claim: dict[str, Any], partition: int) -> Iterator[dict[str, Any]]:
+    """Every record of a partition of a committed run, in order. Raises CheckError for a bad one."""
+    for batches in range(1, claim["spec"]["batches"] + 1):
+        yield records.read_record(store, claim, partition, batches)
 
 
 def _documents(

@@ -24,10 +24,9 @@ from neoscope import chunks
 from neoscope.arrays import ArraySchema
 from neoscope.chunks import StoredChunk
 from neoscope.errors import CheckError
-from neoscope.storage import Store
+from neoscope.storage import REQUESTS_IN_FLIGHT, Store
 
 RING = 3
-REQUESTS_IN_FLIGHT = 16
 
 
 class Slot:
@@ -157,7 +156,7 @@ def put_chunk(
             f"{schema.name} has {summary.nonfinite} values that are not finite in {key}: "
             "use --precision float32 or --store-dtype float32, or look at the weights"
         )
-    body = chunks.seal_chunk(buffer)
+    body = chunks.encode(schema, buffer)
     try:
         tag = store.create(key, body.data)
     except FileExistsError:

@@ -1,0 +1,109 @@
+"""Stored values held against a second computation: transformers' own model, and the text again.
+
+In: a verified run. Out: finds. It shares with the run only what the run stored and the names in its
+claim: the pass is transformers' eager one, not ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from neoscope import chunks, text
+from neoscope.arrays import TOKEN_IDS
+from neoscope.batch import batches
+from neoscope.capture import capture
+from neoscope.commit import schemas_of
+from neoscope.errors import ConflictError
+from neoscope.model import load, load_tokenizer, pick_device
+from neoscope.progress import Progress
+from neoscope.reading import open_arrays
+from neoscope.storage import Store
+from neoscope.verify import Find, read_records
+
+# The largest root mean square of a sequence's differences in one layer, as a share of that of its
+# values. Two exact float32 passes differ by 1e-6; GPT-Neo's attention is unscaled, so trained weights
+# can raise that by some hundred. A pass over other tokens or weights differs by more than 1.
+TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
+
+
+def recompute(
+    store: Store, claim: dict[str, Any], sequences: int, device: str, progress: Progress
+) -> Iterator[Find]:
+    """Compute `sequences` of the run's sequences again, spread evenly, and compare every layer."""
+    spec, model = claim["spec"], claim["model"]
+    loaded = load(
+        model["name"],
+        revision=model["revision"],
+        weights=model["weights"],
+        seed=spec["seed"] or 0,
+        precision=spec["precision"],
+    )
+    if loaded.digest != model["digest"]:
+        raise ConflictError(
+            f"the weights of {model['name']} are not those of the run: digest {loaded.digest}, "
+            f"recorded {model['digest']}; give the recorded ones"
+        )
+    loaded.model.to(pick_device(device))
+    arrays = open_arrays(store)
+    total = arrays.sizes["sequence"]
+    chosen = np.unique(np.linspace(0, total - 1, min(sequences, total)).round().astype(int))
+    limit = max(TOLERANCE[spec["precision"]], TOLERANCE[spec["store_dtype"]])
+    progress.begin("recomputing", len(chosen), "sequences")
+    for sequence in chosen.tolist():
+        one = arrays.isel(sequence=[sequence])
+        for name, values in capture(
+            loaded.model, one[TOKEN_IDS].values, forward="reference"
+        ).items():
+            expected = values.to("cpu", torch.float64).numpy()
+            stored = one[name].values.astype(np.float64)
+            scale = float(np.sqrt(np.mean(expected**2)))
+            off = float(np.sqrt(np.mean((stored - expected) ** 2))) / scale if scale else 0.0
+            if not off <= limit:
+                yield Find(
+                    f"{name}, sequence {sequence}",
+                    f"differs from transformers' own pass by {off:.2g} of its size, allowed {limit:.2g}",
+                )
+        progress.advance(f"sequence {sequence}")
+    progress.end()
+
+
+def retokenize(
+    store: Store, claim: dict[str, Any], paths: list[Path], progress: Progress
+) -> Iterator[Find]:
+    """Stream the recorded text again and compare its tokens, batch by batch."""
+    spec, described = claim["spec"], claim["text"]
+    if described["source"] == "files":
+        found = [file.digest for file in map(text.describe_file, paths)]
+        if found != [file["digest"] for file in described["files"]]:
+            names = ", ".join(file["name"] for file in described["files"])
+            raise ConflictError(f"the text files are not those of the run ({names}): give the same")
+    tokenizer = load_tokenizer(
+        spec["tokenizer"],
+        revision=claim["tokenizer"]["revision"],
+        model=spec["model"],
+        weights=spec["weights"],
+    ).tokenizer
+    schema = schemas_of(claim)[TOKEN_IDS]
+    progress.begin("reading the text again", spec["partitions"] * spec["batches"], "batches")
+    for partition in range(spec["partitions"]):
+        documents = text.Documents(
+            described, paths, partition=partition, partitions=spec["partitions"]
+        )
+        packed = batches(
+            documents,
+            tokenizer,
+            sequences=spec["sequences"],
+            positions=spec["positions"],
+            separator=tokenizer.eos_token_id if spec["separator"] == "eos" else None,
+        )
+        for record in read_records(store, claim, partition):
+            part = record["arrays"][TOKEN_IDS]["chunks"][0]
+            if chunks.digest(next(packed).token_ids.astype(schema.dtype)) != part["digest"]:
+                yield Find(part["key"], "holds other tokens than the recorded text gives now")
+            progress.advance(part["key"])
+    progress.end()
