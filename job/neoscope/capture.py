@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 
@@ -70,7 +71,7 @@ def stream(
     for name, module in hook_points(model).items():
         hooks.append(module.register_forward_hook(hook_for(name)))
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             if forward == "fast":
                 gpt_neo.forward(model, ids)
             else:
@@ -101,11 +102,16 @@ def _reference(model: GPTNeoForCausalLM, ids: torch.Tensor) -> None:
 
 def _checked(model: GPTNeoForCausalLM, token_ids: npt.ArrayLike) -> torch.Tensor:
     """Token ids as the model takes them, or an error that says what does not fit."""
-    ids = torch.as_tensor(token_ids)
-    if ids.dim() != 2 or ids.numel() == 0 or ids.is_floating_point():
+    try:
+        ids = token_ids if isinstance(token_ids, torch.Tensor) else torch.tensor(np.asarray(token_ids))
+    except (TypeError, ValueError) as error:  # ragged lists, words
+        raise InputError(f"token ids must be integers [sequence, position]: {error}") from None
+    whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+    if ids.dim() != 2 or ids.numel() == 0 or not whole:
         raise InputError(
             f"token ids must be integers [sequence, position], not {ids.dtype} {list(ids.shape)}"
         )
+    ids = ids.to(torch.int64)  # torch finds no extremes of uint16 and uint32
     config = model.config
     if ids.shape[1] > config.max_position_embeddings:
         raise InputError(
@@ -118,4 +124,4 @@ def _checked(model: GPTNeoForCausalLM, token_ids: npt.ArrayLike) -> torch.Tensor
             f"token id {low if low < 0 else high} is not in the model's vocabulary of "
             f"{config.vocab_size}: the tokenizer does not fit the model"
         )
-    return ids.to(device=model.device, dtype=torch.int64)
+    return ids.to(model.device)

@@ -1,63 +1,108 @@
-"""The Hugging Face Hub: does it answer, and what its errors mean for the user.
+"""The Hugging Face Hub: the commit that a name stands for, and what the Hub's errors mean for the user.
 
-In: the name of a repository. Out: nothing, or an error that says what to do. The Hub's own clients
-wait and repeat for half a minute to many minutes where it is not reachable, so it is asked once,
-with a short timeout, before they are used. It does not know what the repository is for.
+In: the name of a repository and a revision. Out: where it is read from, or an error that says what to
+do. The Hub's own clients wait and repeat for half a minute to many minutes where it is not reachable,
+so it is asked once, with a short timeout, before they are used. It does not know what is read.
 """
 
 from __future__ import annotations
 
-import os
+import dataclasses
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from neoscope.errors import InputError, NeoscopeError, UnavailableError
+from neoscope.errors import InputError, NeoscopeError, UnavailableError, UsageError
 
 PROBE_TIMEOUT = 5.0  # seconds
+TRY_LATER = (408, 429)  # and every status from 500 on
+FOLDER = "give a local folder"
 
 
-def is_local(name: str) -> bool:
-    """Whether a model or tokenizer is a local folder rather than a name on the Hub."""
-    return Path(name).is_dir()
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a repository is read from: at one commit of it, or in a local folder (`commit` is None).
 
-
-def answers(name: str, kind: Literal["model", "dataset"]) -> bool:
-    """Whether the Hub answers for this repository; False where it is offline or silent.
-
-    Raises InputError where the Hub says that there is no such repository or no access to it.
+    `trouble` says why the Hub cannot be asked for files, so that only its cache on this disk is left.
     """
-    import httpx2
-    from huggingface_hub import constants, get_session
-    from huggingface_hub.utils._headers import build_hf_headers
 
-    if os.path.sep in name and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise InputError(
-            f"there is no folder {name}: give a folder that exists or a name on the Hub"
-        )
-    if constants.HF_HUB_OFFLINE:
-        return False
-    url = f"{constants.ENDPOINT}/api/{kind}s/{name}"
+    commit: str | None = None
+    trouble: str | None = None
+
+    @property
+    def offline(self) -> bool:
+        return self.commit is None or self.trouble is not None
+
+
+def find(what: str, name: str, revision: str | None) -> Place:
+    """Where the model or tokenizer `name` is read from; `what` is what the user calls it.
+
+    A revision is resolved once, so that every file is of one commit: by the Hub, or from its cache
+    where the Hub does not answer. Raises InputError where the Hub says that there is no such thing.
+    """
+    if Path(name).is_dir():
+        if revision:
+            raise UsageError(f"{what} is a local folder, which has no revision {revision}: drop it")
+        return Place()
+    if _is_path(name):
+        raise InputError(f"{what} is no folder here: give one that exists, or a name on the Hub")
+    return _find(what, name, revision, "model", FOLDER)
+
+
+def find_dataset(what: str, name: str, revision: str | None, *, instead: str) -> str:
+    """The commit of the data set `name`. It is streamed, so that no cache stands in for the Hub."""
+    if _is_path(name):
+        raise InputError(f"{what} is no name on the Hub: {instead}")
+    place = _find(what, name, revision, "dataset", instead)
+    if place.trouble:
+        raise UnavailableError(_not_here(place.trouble, what, instead))
+    assert place.commit is not None
+    return place.commit
+
+
+def _find(
+    what: str, name: str, revision: str | None, kind: Literal["model", "dataset"], instead: str
+) -> Place:
+    import httpx2
+    from huggingface_hub import HfApi, constants, errors
+
+    _bound_every_wait()
+    api = HfApi()
     try:
-        reply = get_session().get(url, headers=build_hf_headers(), timeout=PROBE_TIMEOUT)
-    except httpx2.TransportError:
-        return False
-    if reply.status_code in (401, 403, 404):
+        api.repo_info(name, repo_type=kind, revision=revision, timeout=PROBE_TIMEOUT)
+        # The same again, but it notes in the cache where the revision stands, for when the Hub is gone.
+        return Place(api.resolve_revision(name, repo_type=kind, revision=revision).resolved)
+    except errors.RevisionNotFoundError:
         raise InputError(
-            f"the Hub has no {kind} {name}, or gives no access to it ({reply.status_code}): "
-            "check the name, or set HF_TOKEN to a token that may read it"
-        )
-    if reply.status_code >= 400:
-        raise UnavailableError(
-            f"the Hub answers {reply.status_code} for the {kind} {name}; try the same command later"
-        )
-    return True
+            f"{what} has no revision {revision}: give a branch, tag or commit of it"
+        ) from None
+    except errors.OfflineModeIsEnabled:
+        trouble = "HF_HUB_OFFLINE is set"
+    except (httpx2.TransportError, errors.RevisionResolutionError) as error:
+        trouble = f"the Hub at {constants.ENDPOINT} does not answer ({_first_line(error)})"
+    except (errors.HfHubHTTPError, ValueError) as error:
+        if not _may_pass(error):
+            raise _translated(what, error, None, instead) from None
+        trouble = f"the Hub at {constants.ENDPOINT} answers {_status(error)}"
+    try:
+        found = api.resolve_revision(name, repo_type=kind, revision=revision, local_files_only=True)
+    except errors.RevisionResolutionError:
+        raise UnavailableError(_not_here(trouble, what, instead)) from None
+    return Place(found.resolved, trouble)
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 @contextmanager
-def speaking(what: str, *, local: bool = False) -> Iterator[None]:
-    """Turn what the Hub's clients raise while loading `what` into errors for the user."""
+def speaking(what: str, trouble: str | None = None, *, instead: str = FOLDER) -> Iterator[None]:
+    """Turn what the Hub's clients raise while loading `what` into errors for the user.
+
+    `trouble` is that of its `Place`, and `instead` what the user can do without the Hub.
+    """
     import httpx2
     from huggingface_hub import errors
 
@@ -65,33 +110,95 @@ def speaking(what: str, *, local: bool = False) -> Iterator[None]:
         yield
     except NeoscopeError:
         raise
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise InputError(f"the Hub has no such {what}: {_first_line(error)}") from None
     except (
-        errors.LocalEntryNotFoundError,
-        errors.OfflineModeIsEnabled,
+        OSError,
+        ValueError,
+        httpx2.HTTPError,
+        errors.EntryNotFoundError,
+        errors.RevisionResolutionError,
+    ) as error:
+        raise _translated(what, error, trouble, instead) from None
+
+
+def _translated(
+    what: str, error: BaseException, trouble: str | None, instead: str
+) -> NeoscopeError:
+    """What an error of the Hub's clients means. They wrap each other's, so that its causes count too."""
+    from huggingface_hub import errors
+
+    for cause in _chain(error):
+        if isinstance(cause, errors.GatedRepoError):
+            return InputError(
+                f"{what} is gated: ask for access on its page on the Hub, and set HF_TOKEN to a token "
+                "that may read it"
+            )
+        if isinstance(cause, errors.RepositoryNotFoundError):
+            return InputError(
+                f"{what} is not on the Hub, or not for everybody: check the name, or set HF_TOKEN to "
+                "a token that may read it"
+            )
+        if _may_pass(cause):
+            status = _status(cause)
+            now = f"the Hub answers {status}" if status else "the Hub does not answer"
+            return UnavailableError(_not_here(trouble or now, what, instead))
+    return InputError(f"{what} cannot be loaded: {_first_line(error)}")
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the Hub may answer the same request another time."""
+    import httpx2
+    from huggingface_hub import errors
+
+    gone = (
         httpx2.TransportError,
+        errors.LocalEntryNotFoundError,
+        errors.RevisionResolutionError,
         ConnectionError,
         TimeoutError,
-    ):
-        raise UnavailableError(
-            f"the Hub does not answer and {what} is not in its cache: try again with a connection, "
-            "or give a local folder"
-        ) from None
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code
-        kind = InputError if 400 <= status < 500 and status != 429 else UnavailableError
-        raise kind(f"the Hub answers {status} for {what}: {_first_line(error)}") from None
-    except (OSError, ValueError) as error:
-        if not local and isinstance(error.__cause__, errors.LocalEntryNotFoundError):
-            raise UnavailableError(
-                f"the Hub does not answer and {what} is not in its cache: try again with a "
-                "connection, or give a local folder"
-            ) from None
-        raise InputError(f"{what} cannot be loaded: {_first_line(error)}") from None
+    )
+    status = _status(error)
+    return isinstance(error, gone) or status in TRY_LATER or (status or 0) >= 500
 
 
-def _first_line(error: Exception) -> str:
+def _status(error: BaseException) -> int | None:
+    from huggingface_hub import errors
+
+    return error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from or during."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        yield error
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+
+
+def _not_here(trouble: str, what: str, instead: str) -> str:
+    return f"{trouble} and {what} is not on this disk: try again with a connection, or {instead}"
+
+
+def _first_line(error: BaseException) -> str:
     return next(
         (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+    )
+
+
+@functools.cache
+def _bound_every_wait() -> None:
+    """Let no request of the Hub's clients wait longer for its next byte than downloads do (10 s, or
+    HF_HUB_DOWNLOAD_TIMEOUT): many have no timeout at all, and hang for ever where the Hub stalls."""
+    import httpx2
+    from huggingface_hub import constants, get_session, set_client_factory
+
+    def bound(request: Any) -> None:
+        timeouts = request.extensions.setdefault("timeout", {})
+        for step in ("connect", "read", "write", "pool"):
+            longest = timeouts.get(step) or constants.HF_HUB_DOWNLOAD_TIMEOUT
+            timeouts[step] = min(longest, constants.HF_HUB_DOWNLOAD_TIMEOUT)
+
+    hooks = [*get_session().event_hooks["request"], bound]
+    set_client_factory(
+        lambda: httpx2.Client(event_hooks={"request": hooks}, follow_redirects=True, timeout=None)
     )

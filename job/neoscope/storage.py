@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Body = bytes | memoryview
 
+ENDPOINT = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[^/:\s]+)(:\d+)?(/\S*)?")
+
 T = TypeVar("T")
 
 # A body of some MB on a slow uplink takes minutes; a connection that is not made in seconds is not made.
@@ -177,13 +179,11 @@ class Store:
                 faults.UnauthenticatedError,
                 PermissionError,
             ) as error:
-                what = f"{permission} on " if not self.is_local else "no permission for "
-                raise InputError(
-                    f"access denied: {what}{self.url}/{key} ({_reason(error)}); "
-                    "check the credentials and what they allow"
-                ) from None
+                raise self._denied(permission, key, _reason(error)) from None
             except (faults.BaseError, OSError) as error:
                 reason = _reason(error)
+                if "status code: 403" in reason:  # a listing that is denied is a generic fault
+                    raise self._denied(permission, key, reason) from None
                 if self.is_local:
                     raise InputError(f"cannot use {self.url}/{key}: {reason}") from None
                 if "timed out" in reason.lower() and attempt + 1 < TRIES_AFTER_TIMEOUT:
@@ -194,6 +194,13 @@ class Store:
                     f"storage did not serve {self.url}/{key}: {reason}; run the same command again to go on"
                 ) from None
         raise AssertionError("unreachable")
+
+    def _denied(self, permission: str, key: str, reason: str) -> InputError:
+        what = f"{permission} on " if not self.is_local else "no permission for "
+        return InputError(
+            f"access denied: {what}{self.url}/{key} ({reason}); "
+            "check the credentials and what they allow"
+        )
 
 
 def open_store(
@@ -207,6 +214,8 @@ def open_store(
     """
     if url.startswith("s3://"):
         return _open_s3(url, endpoint_url, sign_payload)
+    if not url:
+        raise UsageError("the output is empty: give s3://bucket/prefix or a local folder")
     if "://" in url:
         raise UsageError(f"{url} is neither s3://bucket/prefix nor a local folder")
     path = Path(url).expanduser().absolute()
@@ -226,14 +235,18 @@ def _open_s3(url: str, endpoint_url: str | None, sign_payload: bool) -> Store:
         raise UsageError(
             f"{url} has no {'prefix' if bucket else 'bucket'}: give s3://bucket/prefix"
         )
-    if endpoint_url and not re.match(r"https?://[^/]", endpoint_url):
-        raise UsageError(
-            f"the endpoint {endpoint_url} is no URL: it must begin with http:// or https://"
-        )
+    if endpoint_url and not ENDPOINT.fullmatch(endpoint_url):
+        raise UsageError(f"the endpoint {endpoint_url} is no URL: give http(s)://host:port")
 
     import boto3
     from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        ConnectionError,
+        HTTPClientError,
+        MetadataRetrievalError,
+    )
     from obstore.auth.boto3 import Boto3CredentialProvider
 
     config = Config(
@@ -251,8 +264,14 @@ def _open_s3(url: str, endpoint_url: str | None, sign_payload: bool) -> Store:
         found = client.head_bucket(Bucket=bucket)
     except ClientError as error:
         raise _bucket_error(bucket, error) from None
-    except (BotoCoreError, ValueError) as error:
+    except (ConnectionError, HTTPClientError, MetadataRetrievalError) as error:
         raise UnavailableError(f"storage for s3://{bucket} does not answer: {error}") from None
+    except BotoCoreError as error:  # an unknown profile, half a key, a name that no bucket can have
+        raise InputError(f"cannot use s3://{bucket}: {error}") from None
+    except ValueError as error:
+        raise UsageError(
+            f"cannot use s3://{bucket}: {error}; give another --endpoint-url"
+        ) from None
     endpoint = client.meta.endpoint_url  # from the option, AWS_ENDPOINT_URL or the profile
     backend = S3Store(
         bucket,

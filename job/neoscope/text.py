@@ -7,6 +7,8 @@ stream that can be written down as JSON and gone back to. It does not know token
 from __future__ import annotations
 
 import dataclasses
+import logging
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +17,13 @@ from typing import Any
 import xxhash
 
 from neoscope import hub
-from neoscope.errors import InputError, NeoscopeError, UnavailableError, UsageError
+from neoscope.errors import InputError, NeoscopeError, UsageError
 from neoscope.spec import SAMPLE, RunSpec, TextFile
 
+LOCAL_TEXT = "give local files with --text, or --dataset sample"
+# Of opening or reading a file of a data set, each of which repeats its requests for 23 s and more
+# itself; by default it is 20, so that a Hub that has stalled is waited for for half an hour.
+TRIES = 2
 SAMPLE_FILE = Path(__file__).parent / "data" / "sample.jsonl"
 KINDS = {
     ".jsonl": "json",
@@ -73,25 +79,19 @@ def resolve(spec: RunSpec) -> dict[str, Any]:
     if spec.dataset == SAMPLE:
         files = [dataclasses.asdict(describe_file(SAMPLE_FILE))]
         return {"source": "sample", "column": spec.text_column, "files": files}
-    from huggingface_hub import HfApi
-
     assert spec.dataset is not None
-    what = f"the data set {spec.dataset}"
-    with hub.speaking(what):
-        if not hub.answers(spec.dataset, "dataset"):
-            raise UnavailableError(
-                f"the Hub does not answer, and {what} is streamed from it: try again with a "
-                "connection, or give local files with --text, or --dataset sample"
-            )
-        info = HfApi().dataset_info(spec.dataset, revision=spec.dataset_revision)
     return {
         "source": "dataset",
         "name": spec.dataset,
         "config": spec.dataset_config,
         "split": spec.dataset_split,
-        "revision": info.sha,
+        "revision": _commit(spec.dataset, spec.dataset_revision),
         "column": spec.text_column,
     }
+
+
+def _commit(dataset: str, revision: str | None) -> str:
+    return hub.find_dataset(f"the data set {dataset}", dataset, revision, instead=LOCAL_TEXT)
 
 
 class Documents:
@@ -113,6 +113,8 @@ class Documents:
             self._rows = _open(text, paths)
             if partitions > 1:
                 self._rows = _share(self._rows, partition, partitions)
+            # datasets tells the state of the very beginning until the first row after a place.
+            self._place = position
             if position is not None:
                 self._index = position["index"]
                 self._rows.load_state_dict(position["state"])
@@ -120,12 +122,13 @@ class Documents:
 
     def position(self) -> dict[str, Any]:
         """The place before the next document: `datasets`' own state and the documents before it."""
-        return {"index": self._index, "state": self._rows.state_dict()}
+        return self._place or {"index": self._index, "state": self._rows.state_dict()}
 
     def next(self) -> tuple[str, str] | None:
         """The next document as (id, text), None at the end. The id is the row's own, else its number."""
         with _speaking(self._name):
             row = next(self._iterator, None)
+        self._place = None
         if row is None:
             return None
         text = row.get(self._column)
@@ -150,21 +153,31 @@ def _open(text: dict[str, Any], paths: list[Path]) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
-    datasets.utils.logging.set_verbosity_error()
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # its errors are raised as well
     if text["source"] == "dataset":
-        return datasets.load_dataset(
-            text["name"],
+        datasets.config.STREAMING_OPEN_MAX_RETRIES = datasets.config.STREAMING_READ_MAX_RETRIES = (
+            TRIES
+        )
+        # The prefix says that it is no local folder of this name.
+        return _load(
+            f"hf://datasets/{text['name']}",
             text["config"],
             split=text["split"],
-            revision=text["revision"],
-            streaming=True,
+            revision=_commit(text["name"], text["revision"]),
         )
     files = paths if text["source"] == "files" else [SAMPLE_FILE]
     kind = file_kind(files)
     options = {"sample_by": "document"} if kind == "text" else {}
-    return datasets.load_dataset(
-        kind, data_files=[str(file) for file in files], split="train", streaming=True, **options
-    )
+    return _load(kind, data_files=[str(file) for file in files], split="train", **options)
+
+
+def _load(*arguments: Any, **options: Any) -> Any:
+    """`datasets.load_dataset`, streaming, away from its cache: where the Hub fails, it would silently
+    take another revision from there, and it locks files there although nothing is kept."""
+    import datasets
+
+    with tempfile.TemporaryDirectory() as cache:
+        return datasets.load_dataset(*arguments, streaming=True, cache_dir=cache, **options)
 
 
 def _share(rows: Any, partition: int, partitions: int) -> Any:
@@ -186,7 +199,7 @@ def _speaking(name: str) -> Iterator[None]:
     import pyarrow
 
     try:
-        with hub.speaking(f"the text {name}"):
+        with hub.speaking(f"the text {name}", instead=LOCAL_TEXT):
             yield
     except NeoscopeError:
         raise
