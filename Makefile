@@ -6,9 +6,11 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 READY := .venv/.ready
 MINIO := job/local/minio.py
+BENCH := .venv-bench
+BENCHMARKS = forward storing memory process gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run-local stop-local test check lock clean
+.PHONY: help setup run-local stop-local test test-faults check bench lock clean
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +29,14 @@ test: $(READY) ## Runs the tests (ARGS="-k storage")
 	@$(BIN)/python $(MINIO) get
 	@$(BIN)/python -m pytest $(ARGS)
 
+test-faults: $(READY) ## Runs the fault tests in full: hundreds of kills, a thousand flipped bits
+	@$(BIN)/python $(MINIO) get
+	@NEOSCOPE_FAULTS=full $(BIN)/python -m pytest tests/faults $(ARGS)
+
+bench: $(BENCH)/.ready ## Runs the benchmarks, peers included, in an environment of their own (BENCHMARKS="storing")
+	@$(BENCH)/bin/python $(MINIO) get
+	@for each in $(BENCHMARKS); do $(BENCH)/bin/python tests/benchmarks/$$each.py || exit; echo; done
+
 check: $(READY) ## Looks for faults in the code without running it: ruff and mypy
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
@@ -36,11 +46,12 @@ lock: $(UV) ## Pins what pyproject.toml asks for in requirements/ (ARGS=--upgrad
 	@$(COMPILE) pyproject.toml --output-file requirements/job.txt
 	@$(COMPILE) pyproject.toml --extra report --extra dev --constraints requirements/job.txt \
 		--output-file requirements/dev.txt
+	@$(COMPILE) pyproject.toml --extra bench --output-file requirements/bench.txt
 	@$(COMPILE) requirements/local.in --output-file requirements/local.txt
 	@$(COMPILE) requirements/uv.in --output-file requirements/uv.txt
 
 clean: stop-local ## Removes .venv, the local store with all its runs, and caches
-	@rm -rf .venv .minio .mypy_cache .pytest_cache .ruff_cache .hypothesis build job/*.egg-info
+	@rm -rf .venv .venv-bench .minio .mypy_cache .pytest_cache .ruff_cache .hypothesis build job/*.egg-info
 	@find job tests -name __pycache__ -prune -exec rm -rf {} +
 
 # One version of each package for every Python and platform, with hashes, whatever index they are from.
@@ -54,6 +65,13 @@ $(READY): $(UV) requirements/dev.txt pyproject.toml
 	@echo "Installing the environment into .venv (the first time this downloads about 3 GB)."
 	@$(INDEX) $(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements/uv.txt requirements/dev.txt
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(BENCH)/.ready: $(UV) requirements/bench.txt pyproject.toml
+	@echo "Installing the peers that the benchmarks compare with into $(BENCH)."
+	@$(UV) venv --quiet --allow-existing --python $(BIN)/python $(BENCH)
+	@$(INDEX) $(UV) pip sync --quiet --python $(BENCH)/bin/python --require-hashes requirements/bench.txt
+	@$(UV) pip install --quiet --python $(BENCH)/bin/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(UV): requirements/uv.txt
