@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "job" / "local"))
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
-import minio
+import minio  # noqa: E402
 
 BUCKET = "neoscope-test"
 
@@ -106,4 +109,60 @@ def tiny_run(tiny_model: Path) -> list[str]:
     return [
         *("--model", str(tiny_model), "--dataset", "sample"),
         *("--sequences", "8", "--positions", "32"),
+    ]
+
+
+def invoke(*arguments: object, **environment: str) -> Finished:
+    """Run the command in this process, which spares the seconds that its imports take."""
+    from neoscope.cli import _invoke
+
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        code = _invoke([*map(str, arguments)])
+    return Finished(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-Neo of 3 layers with 64 neurons, a window of 8 positions and a vocabulary of 512 learnt
+    from the packaged sample, in a folder as from the Hub: a run of it takes a tenth of a second."""
+    import torch
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFast
+
+    from neoscope.text import SAMPLE_FILE
+
+    folder = tmp_path_factory.mktemp("small-gpt-neo")
+    learnt = ByteLevelBPETokenizer()
+    text = [json.loads(line)["text"] for line in SAMPLE_FILE.read_text("utf-8").splitlines()]
+    learnt.train_from_iterator(
+        text, vocab_size=512, special_tokens=["<|endoftext|>"], show_progress=False
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=learnt._tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>"
+    ).save_pretrained(folder)
+    config = GPTNeoConfig(
+        vocab_size=512,
+        hidden_size=16,
+        num_layers=3,
+        num_heads=2,
+        window_size=8,
+        attention_types=[[["global"], 1], [["local"], 1], [["global"], 1]],
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    torch.manual_seed(0)
+    GPTNeoForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def small_run(small_model: Path) -> list[str]:
+    """The arguments, but for the place, of the smallest run that splits every dimension."""
+    return [
+        *("--model", str(small_model), "--dataset", "sample"),
+        *("--sequences", "8", "--positions", "24"),
     ]

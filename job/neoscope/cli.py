@@ -341,6 +341,9 @@ def _invoke(arguments: list[str]) -> int:
         message, code = str(error), error.exit_code
     except click.Abort:
         message, code = "interrupted", 130
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
     except click.ClickException as error:
         message, code = error.format_message(), 2
     except Exception:

@@ -27,8 +27,10 @@ def delete_run(store: Store) -> tuple[int, int]:
     if CLAIM not in keys and MANIFEST not in keys:
         raise InputError(f"there is no run at {store.url}: nothing to delete")
     ours = {key for key in keys if key in FILES or key.partition("/")[0] in FOLDERS}
+    metadata = sorted(key for key in ours if key.endswith("/zarr.json"))
     store.delete([MANIFEST])
-    store.delete(sorted(ours - {MANIFEST, CLAIM}))
+    store.delete(metadata)  # before any chunk: without them no reader opens what is left
+    store.delete(sorted(ours - {MANIFEST, CLAIM, *metadata}))
     store.delete([CLAIM])
     if store.is_local:
         _remove_empty_folders(Path(store.url))

@@ -8,7 +8,9 @@ so it is asked once, with a short timeout, before they are used. It does not kno
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from neoscope.errors import InputError, NeoscopeError, UnavailableError, UsageEr
 
 PROBE_TIMEOUT = 5.0  # seconds
 TRY_LATER = (408, 429)  # and every status from 500 on
+NO_ROOM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 FOLDER = "give a local folder"
 
 
@@ -68,7 +71,7 @@ def _find(
     import httpx2
     from huggingface_hub import HfApi, constants, errors
 
-    _bound_every_wait()
+    _prepare_clients()
     api = HfApi()
     try:
         api.repo_info(name, repo_type=kind, revision=revision, timeout=PROBE_TIMEOUT)
@@ -80,12 +83,12 @@ def _find(
         ) from None
     except errors.OfflineModeIsEnabled:
         trouble = "HF_HUB_OFFLINE is set"
-    except (httpx2.TransportError, errors.RevisionResolutionError) as error:
-        trouble = f"the Hub at {constants.ENDPOINT} does not answer ({_first_line(error)})"
-    except (errors.HfHubHTTPError, ValueError) as error:
+    except (OSError, ValueError, httpx2.HTTPError, errors.RevisionResolutionError) as error:
         if not _may_pass(error):
             raise _translated(what, error, None, instead) from None
-        trouble = f"the Hub at {constants.ENDPOINT} answers {_status(error)}"
+        status = _status(error)
+        now = f"answers {status}" if status else f"does not answer ({_first_line(error)})"
+        trouble = f"the Hub at {constants.ENDPOINT} {now}"
     try:
         found = api.resolve_revision(name, repo_type=kind, revision=revision, local_files_only=True)
     except errors.RevisionResolutionError:
@@ -127,7 +130,8 @@ def _translated(
     from huggingface_hub import errors
 
     for cause in _chain(error):
-        if isinstance(cause, errors.GatedRepoError):
+        # datasets hides the cause of its own error.
+        if isinstance(cause, errors.GatedRepoError) or "is a gated dataset" in str(cause):
             return InputError(
                 f"{what} is gated: ask for access on its page on the Hub, and set HF_TOKEN to a token "
                 "that may read it"
@@ -141,6 +145,11 @@ def _translated(
             status = _status(cause)
             now = f"the Hub answers {status}" if status else "the Hub does not answer"
             return UnavailableError(_not_here(trouble or now, what, instead))
+        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
+            return InputError(
+                f"{what} cannot be loaded ({cause.strerror}: {cause.filename}): if that is the Hub's "
+                "cache, set HF_HOME to a folder that can be written"
+            )
     return InputError(f"{what} cannot be loaded: {_first_line(error)}")
 
 
@@ -176,7 +185,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _not_here(trouble: str, what: str, instead: str) -> str:
-    return f"{trouble} and {what} is not on this disk: try again with a connection, or {instead}"
+    return (
+        f"{trouble}, and {what} is not on this disk: "
+        f"try again when the Hub can be reached, or {instead}"
+    )
 
 
 def _first_line(error: BaseException) -> str:
@@ -186,11 +198,15 @@ def _first_line(error: BaseException) -> str:
 
 
 @functools.cache
-def _bound_every_wait() -> None:
+def _prepare_clients() -> None:
     """Let no request of the Hub's clients wait longer for its next byte than downloads do (10 s, or
-    HF_HUB_DOWNLOAD_TIMEOUT): many have no timeout at all, and hang for ever where the Hub stalls."""
+    HF_HUB_DOWNLOAD_TIMEOUT): many have no timeout at all, and hang for ever where the Hub stalls.
+
+    What they log of each try is left out: what comes of it is an error, and signed URLs are in it.
+    """
     import httpx2
     from huggingface_hub import constants, get_session, set_client_factory
+    from huggingface_hub.utils import logging as hub_logging
 
     def bound(request: Any) -> None:
         timeouts = request.extensions.setdefault("timeout", {})
@@ -198,6 +214,7 @@ def _bound_every_wait() -> None:
             longest = timeouts.get(step) or constants.HF_HUB_DOWNLOAD_TIMEOUT
             timeouts[step] = min(longest, constants.HF_HUB_DOWNLOAD_TIMEOUT)
 
+    hub_logging.set_verbosity(logging.CRITICAL)
     hooks = [*get_session().event_hooks["request"], bound]
     set_client_factory(
         lambda: httpx2.Client(event_hooks={"request": hooks}, follow_redirects=True, timeout=None)

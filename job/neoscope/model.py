@@ -9,14 +9,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import xxhash
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -28,7 +29,7 @@ from transformers import (
 from transformers.utils import logging
 
 from neoscope import hub
-from neoscope.errors import InputError
+from neoscope.errors import InputError, NeoscopeError
 from neoscope.lengths import special_ids, vocabulary_strings
 from neoscope.spec import GPT_NEO_125M, GPT_NEO_MODELS, full_name
 
@@ -132,8 +133,27 @@ def weights_digest(model: GPTNeoForCausalLM) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def _loading(what: str, place: hub.Place) -> Iterator[None]:
+    """Turn what is raised while `what` is loaded into errors for the user.
+
+    transformers, tokenizers and safetensors raise any kind of exception for files that they cannot
+    make sense of, and tokenizers a bare one.
+    """
+    try:
+        with hub.speaking(what, place.trouble):
+            yield
+    except (NeoscopeError, MemoryError):
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        raise InputError(
+            f"{what} cannot be loaded: its files are damaged ({kind}: {error})"
+        ) from None
+
+
 def _load_config(name: str, place: hub.Place) -> GPTNeoConfig:
-    with hub.speaking(f"the model {name}", place.trouble):
+    with _loading(f"the model {name}", place):
         config = AutoConfig.from_pretrained(
             name, revision=place.commit or "main", local_files_only=place.offline
         )
@@ -147,19 +167,16 @@ def _load_config(name: str, place: hub.Place) -> GPTNeoConfig:
 def _pretrained_model(name: str, place: hub.Place, dtype: torch.dtype) -> GPTNeoForCausalLM:
     # Else transformers has a service of the Hub convert weights that are no safetensors yet, in public.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
-    try:
-        with hub.speaking(f"the model {name}", place.trouble):
-            model, report = GPTNeoForCausalLM.from_pretrained(
-                name,
-                revision=place.commit or "main",
-                dtype=dtype,
-                attn_implementation="eager",
-                local_files_only=place.offline,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-    except SafetensorError as error:
-        raise InputError(f"the weights of {name} are damaged: {error}") from None
+    with _loading(f"the model {name}", place):
+        model, report = GPTNeoForCausalLM.from_pretrained(
+            name,
+            revision=place.commit or "main",
+            dtype=dtype,
+            attn_implementation="eager",
+            local_files_only=place.offline,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     # transformers fills what a checkpoint lacks with random numbers, and says so in a log line.
     lacking = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])
     if lacking:
@@ -213,7 +230,7 @@ def load_tokenizer(
         name = name or full_name(model)
         what = f"the tokenizer {name}"
         place = hub.find(what, name, revision)
-        with hub.speaking(what, place.trouble):
+        with _loading(what, place):
             tokenizer = AutoTokenizer.from_pretrained(
                 name, revision=place.commit or "main", local_files_only=place.offline
             )

@@ -29,7 +29,7 @@ from neoscope.commit import schemas_of
 from neoscope.errors import CheckError, InputError
 from neoscope.model import LoadedModel, LoadedTokenizer, load, load_tokenizer, pick_device
 from neoscope.progress import Progress
-from neoscope.spec import RunSpec
+from neoscope.spec import SAMPLE, RunSpec
 from neoscope.storage import Store
 from neoscope.writer import LayerWriter, put_array
 
@@ -204,7 +204,7 @@ def _prepare(
             seed=spec.seed or 0,
             precision=spec.precision,
         )
-        found = claim["text"] if claim and spec.dataset_split else text.resolve(spec)
+        found = claim["text"] if claim and spec.dataset != SAMPLE else text.resolve(spec)
         position: dict[str, Any] = last["position"] if last else {"stream": None, "offset": 0}
         documents = text.Documents(
             found,

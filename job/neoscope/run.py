@@ -46,6 +46,7 @@ def run(
     claim = read_claim(store, spec)
     if claim and (manifest := read_manifest(store)):
         progress.say(f"{store.url} already holds this run, whole: nothing to do")
+        store.clear_temporary_files()  # of a worker that was killed when another had committed
         return store.url, manifest
     last = last_record(store, claim, share) if claim else None
     if last:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -36,11 +38,12 @@ ENDPOINT = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[^/:\s]+)(:\d+)?(/\S*)?")
 T = TypeVar("T")
 
 # A body of some MB on a slow uplink takes minutes; a connection that is not made in seconds is not made.
-REQUESTS_IN_FLIGHT = 16
+REQUESTS_IN_FLIGHT = 8
 BODY_TIMEOUT = timedelta(minutes=5)
 CONNECT_TIMEOUT = timedelta(seconds=5)
 # obstore repeats refused connections, 429 and 5xx by itself; its default of ten tries gives up after
-# 2 to 6 s, which does not outlast the restart of a store.
+# 2 to 6 s, which does not outlast the restart of a store. It repeats neither a create nor a delete whose
+# connection broke, since the store may have done it, nor a listing that was cut: `Store._do` does.
 RETRY: RetryConfig = {
     "max_retries": 30,
     "backoff": {
@@ -51,7 +54,9 @@ RETRY: RetryConfig = {
     "retry_timeout": timedelta(minutes=3),
 }
 TEMPORARY = re.compile(r"#\d+$")
-TRIES_AFTER_TIMEOUT = 4  # a put that timed out is not repeated by obstore
+TRIES_AFTER_TIMEOUT = 4
+DENIED = re.compile(r"status code: 403|code: AccessDenied")
+SAID = re.compile(r"<Code>([^<]*)</Code>\s*<Message>([^<]*)</Message>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,21 +140,27 @@ class Store:
         """The store's own tag of an object's content."""
         return self._do("s3:GetObject", key, lambda: obstore.head(self.backend, key)["e_tag"])
 
-    def objects(self, prefix: str = "") -> Iterator[Listed]:
+    def objects(self, prefix: str = "") -> list[Listed]:
         """Every object under a prefix of whole path segments, in no order."""
-        stream = obstore.list(self.backend, prefix or None)
-        while True:
-            try:
-                page = self._do("s3:ListBucket", prefix, lambda: next(iter(stream), None))
-            except FileNotFoundError:
-                return  # a local folder that does not exist yet
-            if page is None:
-                return
-            for item in page:
-                yield Listed(item["path"], item["size"], item["e_tag"])
+        found: list[Listed] = []
+
+        def rest() -> None:
+            # S3 lists by key: a listing that broke off goes on where it was.
+            last = max((item.key for item in found), default=None)
+            for page in obstore.list(self.backend, prefix or None, offset=last):
+                found.extend(Listed(item["path"], item["size"], item["e_tag"]) for item in page)
+
+        with contextlib.suppress(FileNotFoundError):  # a local folder that does not exist yet
+            self._do("s3:ListBucket", prefix, rest)
+        return found
 
     def delete(self, keys: list[str]) -> None:
         """Delete objects; one that is not there is no error."""
+        if self.is_local:  # obstore stops at the first file that is not there
+            for key in keys:
+                with contextlib.suppress(FileNotFoundError):
+                    self._do("", key, functools.partial(obstore.delete, self.backend, key))
+            return
         with contextlib.suppress(FileNotFoundError):
             self._do("s3:DeleteObject", "", lambda: obstore.delete(self.backend, keys))
 
@@ -161,8 +172,10 @@ class Store:
                     path.unlink(missing_ok=True)
 
     def _do(self, permission: str, key: str, operation: Callable[[], T]) -> T:
-        """Run one operation; repeat what timed out; turn faults into errors that say what to do."""
-        for attempt in range(TRIES_AFTER_TIMEOUT):
+        """Run one operation; repeat it where the connection broke or it timed out; turn faults into
+        errors that say what to do. What is repeated may have been done: see `create`."""
+        began = time.monotonic()
+        for attempt in itertools.count():
             try:
                 with self._lanes:
                     return operation()
@@ -171,6 +184,8 @@ class Store:
                     raise InputError(
                         f"the bucket of {self.url} does not exist: create it, or give another output"
                     ) from None
+                if self.is_local and permission == "s3:PutObject" and attempt < TRIES_AFTER_TIMEOUT:
+                    continue  # another worker took its temporary file for one that was left behind
                 raise FileNotFoundError(key) from None
             except faults.AlreadyExistsError:
                 raise
@@ -182,18 +197,25 @@ class Store:
                 raise self._denied(permission, key, _reason(error)) from None
             except (faults.BaseError, OSError) as error:
                 reason = _reason(error)
-                if "status code: 403" in reason:  # a listing that is denied is a generic fault
+                if DENIED.search(reason):  # a listing or a delete that is denied is a generic fault
                     raise self._denied(permission, key, reason) from None
                 if self.is_local:
                     raise InputError(f"cannot use {self.url}/{key}: {reason}") from None
-                if "timed out" in reason.lower() and attempt + 1 < TRIES_AFTER_TIMEOUT:
-                    self._lanes.narrow()
-                    time.sleep(2**attempt * random.uniform(0.5, 1))
+                if self._repeats(str(error), attempt, time.monotonic() - began):
+                    time.sleep(min(2**attempt, 10) * random.uniform(0.1, 0.5))
                     continue
                 raise UnavailableError(
                     f"storage did not serve {self.url}/{key}: {reason}; run the same command again to go on"
                 ) from None
         raise AssertionError("unreachable")
+
+    def _repeats(self, fault: str, attempt: int, seconds: float) -> bool:
+        if "HTTP error" not in fault:  # the store answered, and obstore has done what can be done
+            return False
+        if "kind: Timeout" in fault:
+            self._lanes.narrow()
+            return attempt + 1 < TRIES_AFTER_TIMEOUT
+        return attempt < RETRY["max_retries"] and seconds < RETRY["retry_timeout"].total_seconds()
 
     def _denied(self, permission: str, key: str, reason: str) -> InputError:
         what = f"{permission} on " if not self.is_local else "no permission for "
@@ -250,7 +272,7 @@ def _open_s3(url: str, endpoint_url: str | None, sign_payload: bool) -> Store:
     from obstore.auth.boto3 import Boto3CredentialProvider
 
     config = Config(
-        connect_timeout=5, read_timeout=20, retries={"mode": "standard", "max_attempts": 2}
+        connect_timeout=5, read_timeout=20, retries={"mode": "standard", "max_attempts": 4}
     )
     try:
         session = boto3.Session()
@@ -305,6 +327,11 @@ def _bucket_error(bucket: str, error: ClientError) -> NeoscopeError:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of a fault, without the client's debug output."""
+    """The first line of a fault, without the client's debug output, and what the store says in it.
+
+    Of an answer only code and message: S3's own have keys and tokens of the request in the rest.
+    """
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+    first = lines[0].partition("<")[0].strip()[:300] if lines else type(error).__name__
+    said = SAID.search(str(error))
+    return f"{first} {said[1]}: {said[2]}" if said else first

@@ -7,6 +7,7 @@ stream that can be written down as JSON and gone back to. It does not know token
 from __future__ import annotations
 
 import dataclasses
+import glob
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -168,7 +169,9 @@ def _open(text: dict[str, Any], paths: list[Path]) -> Any:
     files = paths if text["source"] == "files" else [SAMPLE_FILE]
     kind = file_kind(files)
     options = {"sample_by": "document"} if kind == "text" else {}
-    return _load(kind, data_files=[str(file) for file in files], split="train", **options)
+    return _load(
+        kind, data_files=[glob.escape(str(file)) for file in files], split="train", **options
+    )
 
 
 def _load(*arguments: Any, **options: Any) -> Any:

@@ -26,7 +26,7 @@ from neoscope.chunks import StoredChunk
 from neoscope.errors import CheckError
 from neoscope.storage import REQUESTS_IN_FLIGHT, Store
 
-RING = 3
+RING = 2
 
 
 class Slot:
@@ -145,9 +145,8 @@ def put_chunk(
 ) -> StoredChunk:
     """Store one chunk whose values fill `buffer` up to its checksum.
 
-    A chunk that is already there is left by a start that was broken off, or made by a like process
-    at this moment: the same bytes stay; other bytes are put over, but never once `record`, the
-    record of their batch, is there. Raises CheckError then, and for a value that is not finite.
+    `record` is the key of the record of their batch; see `_settle`. Raises CheckError for a value
+    that is not finite.
     """
     values = buffer[: -chunks.CHECKSUM_BYTES].view(schema.dtype).reshape(schema.chunks)
     summary = chunks.summarize(values)
@@ -160,13 +159,27 @@ def put_chunk(
     try:
         tag = store.create(key, body.data)
     except FileExistsError:
-        if store.get(key) == body.tobytes():
-            tag = store.tag(key)
-        elif store.get(record) is None:
-            tag = store.put(key, body.data)
-        else:
-            raise CheckError(
-                f"{store.url}/{key} is recorded with other values than were computed here: two "
-                "unlike machines work on one partition; delete the run and use one kind of machine"
-            ) from None
+        tag = _settle(store, key, body.data, record)
     return StoredChunk(key, body.nbytes, chunks.digest(values), tag, summary)
+
+
+def _settle(store: Store, key: str, body: memoryview, record: str) -> str | None:
+    """Store a chunk where there is one, left by a start that was broken off or made by another
+    process at this moment; its tag.
+
+    The same bytes stay. Other bytes are put over, but not once `record`, the record of their batch,
+    is there: CheckError then. Where it came while ours were on their way, what it records is put
+    back, so that no worker spoils what another has committed.
+    """
+    there = store.get(key)
+    if there == bytes(body):
+        return store.tag(key)
+    if store.get(record) is None:
+        tag = store.put(key, body)
+        if there is None or store.get(record) is None:
+            return tag
+        store.put(key, there)
+    raise CheckError(
+        f"{store.url}/{key} is recorded with other values than were computed here: two unlike "
+        "machines work on one partition; delete the run and use one kind of machine"
+    )

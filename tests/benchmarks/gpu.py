@@ -4,7 +4,7 @@
 
 For the 125M and 1.3B shapes: tokens a second of (1) the forward pass with hooks that keep nothing,
 (2) a plain pinned device-to-host copy of the same bytes, (3) capture through the writer's ring into an
-in-memory store that keeps nothing, which is the whole path but for the network.
+in-memory store, which is the whole path but for the network.
 NOT YET MEASURED: written without a GPU at hand; without one it says so and ends.
 """
 

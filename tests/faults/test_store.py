@@ -1,0 +1,287 @@
+"""A store that goes away comes back, or says what is wrong: the run outlives the one and tells the other
+in a line, and leaves nothing that looks finished."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import boto3
+import minio
+import pytest
+
+from conftest import BUCKET
+from faults.conftest import FULL, NewUrl, Tell, Undisturbed, times
+from faults.content import content, differences, objects
+from faults.forks import Ended, Forks, Process
+from faults.proxy import proxied
+
+
+def one_line(ended: Ended) -> str:
+    """The one line with which a command refuses."""
+    (line,) = [line for line in ended.err.splitlines() if "neoscope: error:" in line]
+    assert "Traceback" not in ended.err
+    return line
+
+
+@contextmanager
+def own_minio(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[minio.Server]:
+    """A MinIO that may be ill-treated, its keys in the environment, with one bucket."""
+    with minio.server(folder) as server:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket=BUCKET)
+        yield server
+
+
+def stored(folder: Path) -> int:
+    """How many objects lie in a MinIO's bucket, without asking it."""
+    return len(list((folder / "data" / BUCKET).rglob("xl.meta")))
+
+
+def wait_for(condition: Callable[[], bool], process: Process) -> None:
+    while not condition():
+        assert process.poll() is None, process.err
+        time.sleep(0.002)
+
+
+# MinIO goes away
+
+
+def test_minio_killed_and_restarted_during_a_run(
+    forks: Forks,
+    arguments: list[str],
+    undisturbed: Undisturbed,
+    tmp_path: Path,
+    new_url: NewUrl,
+    chance: random.Random,
+    monkeypatch: pytest.MonkeyPatch,
+    tell: Tell,
+) -> None:
+    count = times(3, 20)
+    with own_minio(tmp_path, monkeypatch):
+        for _ in range(count):
+            place, before = new_url(), stored(tmp_path)
+            process = forks.start("run", place, *arguments)
+            wanted = before + chance.randint(1, len(undisturbed.content) - 10)
+            wait_for(lambda wanted=wanted: stored(tmp_path) >= wanted, process)
+            minio.stop(tmp_path, signal.SIGKILL)
+            time.sleep(chance.uniform(0, 2))
+            minio.start(tmp_path)
+            ended = process.wait()
+            assert ended.code == 0, ended.err
+            assert differences(content(place), undisturbed.content) == []
+    tell("MinIO killed and restarted during a run", count, "the runs went on, all identical")
+
+
+def test_minio_that_is_gone_may_be_back_later(
+    forks: Forks,
+    arguments: list[str],
+    undisturbed: Undisturbed,
+    tmp_path: Path,
+    new_url: NewUrl,
+    monkeypatch: pytest.MonkeyPatch,
+    tell: Tell,
+) -> None:
+    with own_minio(tmp_path, monkeypatch):
+        place = new_url()
+        minio.stop(tmp_path, signal.SIGKILL)
+        ended = forks.run("run", place, *arguments)
+        assert ended.code == 75
+        assert "does not answer" in one_line(ended)
+        minio.start(tmp_path)
+        assert objects(place) == {}
+        assert forks.run("run", place, *arguments).code == 0
+        assert differences(content(place), undisturbed.content) == []
+    tell("MinIO down at the start", 1, "exit 75; the same command later finished")
+
+
+@pytest.mark.skipif(not FULL, reason="takes the three minutes that the command is patient for")
+def test_minio_that_stays_away_is_told_in_one_line(
+    forks: Forks,
+    arguments: list[str],
+    undisturbed: Undisturbed,
+    tmp_path: Path,
+    new_url: NewUrl,
+    monkeypatch: pytest.MonkeyPatch,
+    tell: Tell,
+) -> None:
+    with own_minio(tmp_path, monkeypatch):
+        place = new_url()
+        process = forks.start("run", place, *arguments)
+        wait_for(lambda: stored(tmp_path) > 20, process)
+        minio.stop(tmp_path, signal.SIGKILL)
+        ended = process.wait(500)
+        assert ended.code == 75
+        assert "run the same command again" in one_line(ended)
+        minio.start(tmp_path)
+        assert "manifest.json" not in objects(place)
+        assert forks.run("run", place, *arguments).code == 0
+        assert differences(content(place), undisturbed.content) == []
+    tell("MinIO away for good", 1, "exit 75 after three minutes; the same command later finished")
+
+
+# The bucket and what is allowed
+
+
+def test_a_bucket_that_is_not_there_or_vanishes(
+    forks: Forks,
+    arguments: list[str],
+    tmp_path: Path,
+    new_url: NewUrl,
+    chance: random.Random,
+    monkeypatch: pytest.MonkeyPatch,
+    tell: Tell,
+) -> None:
+    count = times(3, 20)
+    ended = forks.run("run", "s3://no-such-bucket/run", *arguments)
+    assert ended.code == 3
+    with own_minio(tmp_path, monkeypatch) as server, proxied(server.endpoint) as proxy:
+        for _ in range(count):
+            last = chance.randint(1, 60)
+            proxy.requests.clear()
+            proxy.plan = lambda request, last=last: (
+                shutil.rmtree(tmp_path / "data" / BUCKET) if request.number == last else None
+            )
+            place = new_url()
+            ended = forks.run("run", place, *arguments, "--endpoint-url", proxy.endpoint)
+            assert ended.code == 3, ended.err
+            assert "does not exist: create it" in one_line(ended)
+            boto3.client("s3").create_bucket(Bucket=BUCKET)
+            assert objects(place) == {}
+    tell("bucket missing, or removed during a run", 1 + count, "exit 3, one line")
+
+
+def allowed(*actions: str) -> dict[str, str]:
+    """Temporary keys that are allowed these actions only."""
+    statement = {"Effect": "Allow", "Action": list(actions), "Resource": ["arn:aws:s3:::*"]}
+    keys = boto3.client("sts").assume_role(
+        RoleArn="arn:aws:iam::123456789012:role/any",
+        RoleSessionName="neoscope",
+        Policy=json.dumps({"Version": "2012-10-17", "Statement": [statement]}),
+    )["Credentials"]
+    return {
+        "AWS_ACCESS_KEY_ID": keys["AccessKeyId"],
+        "AWS_SECRET_ACCESS_KEY": keys["SecretAccessKey"],
+        "AWS_SESSION_TOKEN": keys["SessionToken"],
+    }
+
+
+def test_keys_that_are_wrong_or_allow_too_little_are_told_by_what_they_lack(
+    forks: Forks, arguments: list[str], endpoint: str, new_url: NewUrl, tell: Tell
+) -> None:
+    read, write, see, drop = (
+        f"s3:{name}" for name in ("GetObject", "PutObject", "ListBucket", "DeleteObject")
+    )
+    cases: list[tuple[dict[str, str], str]] = [
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, see),
+        ({"AWS_ACCESS_KEY_ID": "wrong"}, see),
+        (allowed(read, write, drop), see),
+        (allowed(read, see, drop), write),
+        (allowed(write, see, drop), read),
+    ]
+    place = new_url()
+    for keys, lacking in cases:
+        ended = forks.run("run", place, *arguments, environment=keys)
+        assert ended.code == 3, ended.err
+        assert f"access denied: {lacking}" in one_line(ended)
+        assert objects(place).keys() <= {"run.json"}
+    enough = allowed(read, write, see)
+    assert forks.run("run", place, *arguments, environment=enough).code == 0
+    whole = objects(place)
+    ended = forks.run("delete", place, "--yes", environment=enough)
+    assert ended.code == 3, ended.err
+    assert f"access denied: {drop}" in one_line(ended)
+    assert objects(place) == whole
+    tell("keys wrong, or lacking a permission", len(cases) + 1, "exit 3, named in one line")
+
+
+# The disk is full
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Callable[[str], None]]:
+    """A file system in memory at a folder; call it to change its size."""
+    folder.mkdir()
+
+    def mount(options: str) -> None:
+        command = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
+
+    if shutil.which("mount") is None or shutil.which("umount") is None:
+        pytest.skip("a small disk cannot be mounted here: there is no mount")
+    mount(f"size={size}")
+    try:
+        yield lambda other: mount(f"remount,size={other}")
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full_under_a_folder(
+    forks: Forks, arguments: list[str], undisturbed: Undisturbed, tmp_path: Path, tell: Tell
+) -> None:
+    with small_disk(tmp_path / "disk", "900k") as resize:
+        place = str(tmp_path / "disk" / "run")
+        ended = forks.run("run", place, *arguments)
+        assert ended.code == 3, ended.err
+        assert "No space left" in one_line(ended)
+        assert not any(key.endswith(("manifest.json", "zarr.json")) for key in objects(place))
+        resize("64m")
+        ended = forks.run("run", place, *arguments)
+        assert ended.code == 0, ended.err
+        assert differences(content(place), undisturbed.content) == []
+    tell("disk full under a folder", 1, "exit 3, one line; with room the same command finished")
+
+
+def test_a_disk_that_is_full_under_minio(
+    forks: Forks,
+    arguments: list[str],
+    undisturbed: Undisturbed,
+    tmp_path: Path,
+    new_url: NewUrl,
+    monkeypatch: pytest.MonkeyPatch,
+    tell: Tell,
+) -> None:
+    with small_disk(tmp_path / "disk", "16m") as resize:
+        folder = tmp_path / "disk" / "minio"
+        with own_minio(folder, monkeypatch):
+            place = new_url()
+            fill(tmp_path / "disk", leave=1_000_000)
+            process = forks.start("run", place, *arguments)
+            while stored(folder) < 10:
+                time.sleep(0.01)
+            time.sleep(3)
+            assert process.poll() is None, "the disk was not full"
+            assert stored(folder) < len(undisturbed.content) - 10
+            if FULL:  # the command is patient for three minutes
+                ended = process.wait(600)
+                assert ended.code == 75
+                assert "XMinioStorageFull" in one_line(ended)
+                assert "manifest.json" not in objects(place)
+                process = forks.start("run", place, *arguments)
+                time.sleep(1)
+            resize("64m")
+            ended = process.wait()
+            assert ended.code == 0, ended.err
+            assert differences(content(place), undisturbed.content) == []
+            minio.stop(folder)
+    outcome = (
+        "exit 75 after three minutes; given room, another went on"
+        if FULL
+        else "given room, the run went on"
+    )
+    tell("disk full under MinIO", 1, f"{outcome}: identical")
+
+
+def fill(folder: Path, leave: int) -> None:
+    """Fill a file system up to some bytes."""
+    (folder / "ballast").write_bytes(bytes(shutil.disk_usage(folder).free - leave))
