@@ -156,9 +156,6 @@ PROCESSES = [
     Bad(f"run {{s3}} {MODEL} {SAMPLE}", 3, "s3:ListBucket", {"AWS_SECRET_ACCESS_KEY": "wrong"}),
     Bad(f"run {{finished}} {MODEL} {SAMPLE} --batches 2", 4, "batches was 1, now 2"),
     Bad(f"{RUN} --weights trained", 2, "'trained'"),
-    # A Hub that does not answer; its address is read once, at the import.
-    Bad(f"run {{place}} {SAMPLE}", 75, "EleutherAI/gpt-neo-125m", {"HF_ENDPOINT": "{refused}"}),
-    Bad(f"run {{place}} {MODEL}", 75, "HuggingFaceFW/fineweb", {"HF_ENDPOINT": "{refused}"}),
 ]
 
 

@@ -60,8 +60,9 @@ UNWRITABLE = Path("/sys/neoscope")  # in /sys nobody makes a folder, root neithe
 
 EACH = """
 import dataclasses, json, os, sys
+sys.path.insert(0, sys.argv[1])
 from conftest import invoke
-for arguments in json.loads(sys.argv[1]):
+for arguments in json.loads(sys.argv[2]):
     print(json.dumps(dataclasses.asdict(invoke(*arguments))), flush=True)
 os._exit(0)
 """
@@ -73,11 +74,11 @@ def start(commands: Commands, **environment: str) -> subprocess.Popen[str]:
     """Start a process that runs several commands, one after the other."""
     given = json.dumps([[str(argument) for argument in command] for command in commands.values()])
     return subprocess.Popen(
-        [sys.executable, "-c", EACH, given],
+        [sys.executable, "-c", EACH, Path(__file__).parent, given],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), **environment},
+        env={**os.environ, **environment},
     )
 
 
@@ -161,7 +162,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
     def model(name: str) -> Path:
         return Path(shutil.copytree(small_model, root / "models" / "acme" / name))
 
-    (model("tiny") / "flax_model.msgpack").write_bytes(b"of no use to neoscope")
+    tiny = model("tiny")
+    (tiny / "flax_model.msgpack").write_bytes(b"of no use to neoscope")
     for name in ("tiny-gated", "tiny-private", "down", "unwell", "halting"):
         model(name)
     layer = "transformer__h__1__mlp__c_fc__weight"
@@ -171,13 +173,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
     cut.write_bytes(cut.read_bytes()[:1000])
     (model("weightless") / "model.safetensors").unlink()
     pickled = model("pickled")
-    torch.save(
-        {
-            name: torch.from_numpy(value)
-            for name, value in load_file(cut.parent.parent / "tiny" / "model.safetensors").items()
-        },
-        pickled / "pytorch_model.bin",
-    )
+    weights = load_file(tiny / "model.safetensors")
+    tensors = {name: torch.from_numpy(value) for name, value in weights.items()}
+    torch.save(tensors, pickled / "pytorch_model.bin")
     (pickled / "model.safetensors").unlink()
     change_config(model("gpt2"), model_type="gpt2")
     change_config(model("wrong-type"), hidden_size="sixteen")
@@ -188,7 +186,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
     (model("odd-vocabulary") / "tokenizer.json").write_text("{}")
     larger = model("larger-vocabulary")
     tokenizer = json.loads((larger / "tokenizer.json").read_text())
-    tokenizer["model"]["vocab"]["neuroscope"] = 512
+    tokenizer["model"]["vocab"]["neoscope"] = 512
     (larger / "tokenizer.json").write_text(json.dumps(tokenizer))
 
     def dataset(name: str) -> Path:
@@ -199,15 +197,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
         write_rows(data / "000.parquet", DOCUMENTS)
         write_rows(data / "001.parquet", [("<urn:uuid:later>", "later")])
         write_rows(data / "002.parquet", [("<urn:uuid:last>", "last")])
-    write_rows(
-        dataset("configured") / "data" / "000.parquet", [("<urn:uuid:default>", "word " * 400)]
-    )
-    write_rows(
-        dataset("configured") / "small" / "train.parquet", [("<urn:uuid:train>", "word " * 400)]
-    )
-    write_rows(
-        dataset("configured") / "small" / "test.parquet", [("<urn:uuid:test>", "word " * 400)]
-    )
+    for name in ("data/default", "small/train", "small/test"):
+        rows = [(f"<urn:uuid:{Path(name).name}>", "word " * 400)]
+        write_rows(dataset("configured") / f"{name}.parquet", rows)
     (dataset("configured") / "README.md").write_text(CONFIGS)
     dataset("damaged").mkdir()
     (dataset("damaged") / "000.parquet").write_bytes(b"PAR1 and nothing of the kind")
@@ -215,7 +207,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def hub(folder: Path) -> Iterator[FakeHub]:
+def hub(folder: Path, no_settings_of_the_user: None) -> Iterator[FakeHub]:
     with serving(folder, *FAULTS) as hub:
         hub.gated = {
             "models/acme/tiny": TOKEN,
@@ -231,13 +223,16 @@ def hub(folder: Path) -> Iterator[FakeHub]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _no_settings_of_the_user() -> Iterator[None]:
+def no_settings_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in [*os.environ]:
             if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_")):
                 patch.delenv(name)
         patch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
         patch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        if sys.dont_write_bytecode:  # else each start compiles the libraries, for ten seconds
+            patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+            patch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.mktemp("bytecode")))
         yield
 
 
@@ -352,6 +347,14 @@ def test_a_local_folder_with_the_same_files_gives_the_same_arrays(
     assert loaded(places / "local", "manifest.json")["model"]["revision"] is None
 
 
+def unfinished(place: Path, whole: Path) -> Path:
+    """A copy of a run as it is before its first record, with only its claim."""
+    shutil.copytree(
+        whole, place, ignore=shutil.ignore_patterns("manifest.json", "records", "*.zarr")
+    )
+    return place
+
+
 def test_an_unfinished_run_goes_on_with_the_commits_of_its_claim_although_main_has_moved(
     run: Run,
     hub: FakeHub,
@@ -365,10 +368,7 @@ def test_an_unfinished_run_goes_on_with_the_commits_of_its_claim_although_main_h
     hub.publish()
     assert all(hub.sha(name) != commit for name, commit in run.commits.items())
 
-    place = Path(shutil.copytree(run.place, places / "unfinished"))
-    (place / "manifest.json").unlink()
-    shutil.rmtree(place / "records")
-    shutil.rmtree(place / "activations.zarr")
+    place = unfinished(places / "unfinished", run.place)
     arguments = ("--model", "acme/tiny", "--dataset", "acme/web", *SIZE)
     done = neoscope("run", place, *arguments, **environment | {"HF_HOME": str(tmp_path)})
     assert done.code == 0, done.err
@@ -457,6 +457,8 @@ def ended(
         ],
         "pickled": ["--model", "acme/pickled", "--dataset", "sample"],
         "model revision": ["--model", "acme/tiny", "--model-revision", "v9", "--dataset", "sample"],
+        "streamed": [*local, "--dataset", "acme/web-public"],
+        "no such folder": ["--model", "./nowhere", "--dataset", "sample"],
         "revision of a folder": [*local, "--model-revision", "v9", "--dataset", "sample"],
         "down": ["--model", "acme/down", "--dataset", "sample"],
         "down dataset": [*local, "--dataset", "acme/down"],
@@ -509,6 +511,11 @@ def test_a_revision_of_the_model_that_is_not_there(ended: dict[str, Finished]) -
     assert "acme/tiny has no revision v9" in error_line(ended["model revision"])
 
 
+def test_a_model_in_a_folder_that_is_not_there(ended: dict[str, Finished]) -> None:
+    assert ended["no such folder"].code == 3
+    assert "./nowhere is no folder here" in error_line(ended["no such folder"])
+
+
 def test_a_local_folder_has_no_revisions(ended: dict[str, Finished]) -> None:
     assert ended["revision of a folder"].code == 2
     assert "which has no revision v9: drop it" in error_line(ended["revision of a folder"])
@@ -550,15 +557,18 @@ def dead_end(
     environment: dict[str, str],
     small_model: Path,
     documents: Path,
+    places: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[DeadEnd]:
     folder = tmp_path_factory.mktemp(request.param)
+    unfinished(folder / "claimed", places / "streamed")
     commands = {
         name: command(folder / name, *arguments)
         for name, arguments in {
             "cached": ("--model", "acme/pickled", "--text", documents),
             "model": ("--model", "acme/elsewhere", "--text", documents),
             "dataset": ("--model", small_model, "--dataset", "acme/web-public"),
+            "claimed": ("--model", small_model, "--dataset", "acme/web-public"),
         }.items()
     }
     silent = Fault("")
@@ -572,14 +582,12 @@ def dead_end(
         yield DeadEnd(said, each(commands, **environment | settings))
 
 
-def test_a_model_that_is_in_the_cache_needs_no_hub(
-    dead_end: DeadEnd, hub: FakeHub, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_model_that_is_in_the_cache_needs_no_hub(dead_end: DeadEnd) -> None:
     done = dead_end.ended["cached"]
     assert done.code == 0, done.err
 
 
-@pytest.mark.parametrize("what", ["model", "dataset"])
+@pytest.mark.parametrize("what", ["model", "dataset", "claimed"])
 def test_without_hub_and_cache_one_line_says_what_to_do(dead_end: DeadEnd, what: str) -> None:
     done = dead_end.ended[what]
     assert done.code == 75

@@ -189,6 +189,12 @@ RUN_OPTIONS = [
 ]
 
 
+def parsed(command: str, *words: str) -> click.Context:
+    """A command with its arguments, as the group would call it."""
+    group = cli.make_context("neoscope", [command])
+    return cli.commands[command].make_context(command, list(words), parent=group)
+
+
 def variable(option: click.Option) -> str:
     """The variable that sets an option, as the help says it is called."""
     long = next(name for name in option.opts if name.startswith("--"))
@@ -208,13 +214,12 @@ def another_value(option: click.Option) -> str:
 def test_every_option_of_run_can_be_set_in_the_environment(
     option: click.Option, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = cli.commands["run"]
     value = another_value(option)
     words = [option.opts[0]] if option.is_flag else [option.opts[0], value]
-    given = run.make_context("run", ["somewhere", *words]).params
-    assert given != run.make_context("run", ["somewhere"]).params
+    given = parsed("run", "somewhere", *words).params
+    assert given != parsed("run", "somewhere").params
     monkeypatch.setenv(variable(option), value)
-    assert run.make_context("run", ["somewhere"]).params == given
+    assert parsed("run", "somewhere").params == given
     assert unknown_variables() == []
 
 
@@ -224,30 +229,28 @@ def test_an_option_on_the_command_line_wins_over_the_environment(
 ) -> None:
     if option.is_flag:
         return  # there is no word against it
-    run = cli.commands["run"]
     plain = str(option.default) if isinstance(option.default, (str, int)) else "0"
     monkeypatch.setenv(variable(option), another_value(option))
-    found = run.make_context("run", ["somewhere", option.opts[0], plain]).params[str(option.name)]
+    found = parsed("run", "somewhere", option.opts[0], plain).params[str(option.name)]
     assert found in (option.default, 0, "0", (Path("0"),))
 
 
 def test_the_output_can_be_set_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEOSCOPE_OUTPUT", "s3://bucket/prefix")
     for name in ("run", "delete"):
-        assert cli.commands[name].make_context(name, []).params["output"] == "s3://bucket/prefix"
+        assert parsed(name).params["output"] == "s3://bucket/prefix"
 
 
 def test_the_endpoint_is_also_that_of_aws_and_ours_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = cli.commands["run"]
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://theirs")
-    assert run.make_context("run", ["x"]).params["endpoint_url"] == "http://theirs"
+    assert parsed("run", "x").params["endpoint_url"] == "http://theirs"
     monkeypatch.setenv("NEOSCOPE_ENDPOINT_URL", "http://ours")
-    assert run.make_context("run", ["x"]).params["endpoint_url"] == "http://ours"
+    assert parsed("run", "x").params["endpoint_url"] == "http://ours"
 
 
 def test_every_field_of_the_spec_is_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
     """And has its default there, so that the help tells the truth."""
-    params = cli.commands["run"].make_context("run", ["somewhere"]).params
+    params = parsed("run", "somewhere").params
     fields = {field.name for field in dataclasses.fields(RunSpec)} - {"text"}
     place = {"output", "text_paths", "partition", "device", "endpoint_url", "sign_payload"}
     assert set(params) - place == fields
@@ -263,7 +266,7 @@ def test_variables_that_no_option_reads_are_found(monkeypatch: pytest.MonkeyPatc
 
 
 def test_every_option_says_what_it_is_and_what_it_is_by_default() -> None:
-    context = cli.commands["run"].make_context("run", ["somewhere"])
+    context = parsed("run", "somewhere")
     for option in RUN_OPTIONS:
         shown = option.get_help_record(context)
         assert shown is not None

@@ -432,6 +432,15 @@ def test_a_fault_that_passes_is_outlived(s3_url: str, proxy: Proxy, fault: Fault
     assert sum(asked.startswith("PUT") for asked in proxy.asked) == 4
 
 
+def test_a_large_object_is_one_request(s3_url: str, proxy: Proxy) -> None:
+    """A split one leaves parts behind, which no listing shows, when the process is killed."""
+    store = open_store(s3_url, endpoint_url=proxy.endpoint, write=True)
+    proxy.asked.clear()
+    store.put("a", bytes(12_000_000))
+    store.create("b", bytes(12_000_000))
+    assert [asked.partition("?")[0].rpartition("/")[2] for asked in proxy.asked] == ["a", "b"]
+
+
 def test_a_put_that_timed_out_is_put_again(
     s3_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,7 +103,11 @@ def _reference(model: GPTNeoForCausalLM, ids: torch.Tensor) -> None:
 def _checked(model: GPTNeoForCausalLM, token_ids: npt.ArrayLike) -> torch.Tensor:
     """Token ids as the model takes them, or an error that says what does not fit."""
     try:
-        ids = token_ids if isinstance(token_ids, torch.Tensor) else torch.tensor(np.asarray(token_ids))
+        ids = (
+            token_ids
+            if isinstance(token_ids, torch.Tensor)
+            else torch.tensor(np.asarray(token_ids))
+        )
     except (TypeError, ValueError) as error:  # ragged lists, words
         raise InputError(f"token ids must be integers [sequence, position]: {error}") from None
     whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)

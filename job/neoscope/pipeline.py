@@ -6,6 +6,8 @@ recorded. It puts the pieces together and times them; each step is a module of i
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import itertools
 import json
@@ -33,6 +35,7 @@ from neoscope.spec import SAMPLE, RunSpec
 from neoscope.storage import Store
 from neoscope.writer import LayerWriter, put_array
 
+M_MMAP_THRESHOLD = -3  # of mallopt, in malloc.h
 LIBRARIES = (
     "neoscope",
     "torch",
@@ -71,6 +74,7 @@ def store_partition(
     `claim` is the one that is already there, `last` the partition's last record, if any.
     """
     timings: dict[str, float] = {}
+    _keep_memory_flat()
     target = pick_device(device)
     environment = _environment(target)
     with _timed(timings, "prepare"):
@@ -326,6 +330,16 @@ def _environment(device: torch.device) -> dict[str, Any]:
         else f"cpu ({torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads)",
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
     }
+
+
+def _keep_memory_flat() -> None:
+    """Let large buffers go back to the system when they are freed.
+
+    glibc raises the size from which it does so with every large block freed, up to 32 MB, and then
+    keeps the holes between what stays: 0.2 GB over one batch of GPT-Neo 125M, and growing.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library has no such setting
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 @contextmanager

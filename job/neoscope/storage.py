@@ -55,6 +55,7 @@ RETRY: RetryConfig = {
 }
 TEMPORARY = re.compile(r"#\d+$")
 TRIES_AFTER_TIMEOUT = 4
+CLEARED_AT_MOST = 4  # times that another worker takes a put's temporary file for one left behind
 DENIED = re.compile(r"status code: 403|code: AccessDenied")
 SAID = re.compile(r"<Code>([^<]*)</Code>\s*<Message>([^<]*)</Message>")
 
@@ -184,8 +185,6 @@ class Store:
                     raise InputError(
                         f"the bucket of {self.url} does not exist: create it, or give another output"
                     ) from None
-                if self.is_local and permission == "s3:PutObject" and attempt < TRIES_AFTER_TIMEOUT:
-                    continue  # another worker took its temporary file for one that was left behind
                 raise FileNotFoundError(key) from None
             except faults.AlreadyExistsError:
                 raise
@@ -199,6 +198,8 @@ class Store:
                 reason = _reason(error)
                 if DENIED.search(reason):  # a listing or a delete that is denied is a generic fault
                     raise self._denied(permission, key, reason) from None
+                if "Unable to rename file: No such file" in reason and attempt < CLEARED_AT_MOST:
+                    continue
                 if self.is_local:
                     raise InputError(f"cannot use {self.url}/{key}: {reason}") from None
                 if self._repeats(str(error), attempt, time.monotonic() - began):
@@ -258,7 +259,8 @@ def _open_s3(url: str, endpoint_url: str | None, sign_payload: bool) -> Store:
             f"{url} has no {'prefix' if bucket else 'bucket'}: give s3://bucket/prefix"
         )
     if endpoint_url and not ENDPOINT.fullmatch(endpoint_url):
-        raise UsageError(f"the endpoint {endpoint_url} is no URL: give http(s)://host:port")
+        shown = re.sub("//.*@", "//...@", endpoint_url)  # people write keys there
+        raise UsageError(f"the endpoint {shown} is no URL: give http(s)://host:port")
 
     import boto3
     from botocore.config import Config

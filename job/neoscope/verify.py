@@ -71,6 +71,8 @@ def verify(store: Store, progress: Progress) -> list[Find]:
         ]
     except CheckError as error:
         return [Find(store.url, str(error))]
+    if others := list(_of_another_run(claim, manifest, listed)):
+        return others
     finds = list(_documents(store, claim, manifest, listed))
     expected = {
         part["key"]: Expected(schema, part["size"], part["digest"])
@@ -103,6 +105,19 @@ def read_records(store: Store, claim: dict[str, Any], partition: int) -> Iterato
     """Every record of a partition of a committed run, in order. Raises CheckError for a bad one."""
     for batches in range(1, claim["spec"]["batches"] + 1):
         yield records.read_record(store, claim, partition, batches)
+
+
+def _of_another_run(
+    claim: dict[str, Any], manifest: dict[str, Any], listed: list[dict[str, Any]]
+) -> Iterator[Find]:
+    """Claim and records that are sound in themselves, but not those that the manifest was made of."""
+    said = {records.CLAIM: manifest["claim"], **manifest["records"]}
+    there = {records.CLAIM: claim["content_digest"]}
+    for record in listed:
+        there[records.record_key(record["partition"], record["batches"])] = record["content_digest"]
+    for key in sorted(said.keys() | there.keys()):
+        if said.get(key) != there.get(key):
+            yield Find(key, "is not the one that the manifest names")
 
 
 def _documents(

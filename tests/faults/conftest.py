@@ -25,7 +25,7 @@ from neoscope.text import SAMPLE_FILE
 
 FULL = os.environ.pop("NEOSCOPE_FAULTS", "") == "full"
 SEED = int(os.environ.pop("NEOSCOPE_FAULTS_SEED", "") or random.SystemRandom().randrange(10**6))
-ROWS = pytest.StashKey[list[tuple[str, int, str]]]()
+ROWS = pytest.StashKey[dict[tuple[str, str], int]]()
 
 Tell = Callable[[str, int, str], None]
 NewUrl = Callable[[], str]
@@ -44,9 +44,13 @@ def chance(request: pytest.FixtureRequest) -> random.Random:
 
 @pytest.fixture
 def tell(request: pytest.FixtureRequest) -> Tell:
-    """Adds a row to the table: a fault, how often it was made, and what came of it."""
-    rows = request.config.stash.setdefault(ROWS, [])
-    return lambda fault, count, outcome: rows.append((fault, count, outcome))
+    """Adds to the table: a fault, how often it was made, and what came of it."""
+    rows = request.config.stash.setdefault(ROWS, {})
+
+    def add(fault: str, count: int, outcome: str) -> None:
+        rows[fault, outcome] = rows.get((fault, outcome), 0) + count
+
+    return add
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -56,12 +60,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    rows = config.stash.get(ROWS, [])
+    rows = config.stash.get(ROWS, {})
     if not rows:
         return
-    width = max(len(fault) for fault, _, _ in rows)
+    width = max(len(fault) for fault, _ in rows)
     terminalreporter.section(f"faults made (NEOSCOPE_FAULTS_SEED={SEED})")
-    for fault, count, outcome in rows:
+    for (fault, outcome), count in rows.items():
         terminalreporter.write_line(f"{fault:<{width}}  {count:>5}  {outcome}")
 
 

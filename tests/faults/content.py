@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ SEALED = re.compile(r"run\.json|manifest\.json|records/.*\.json")
 def objects(place: str) -> dict[str, bytes]:
     """Every object of a place by its key."""
     if not place.startswith("s3://"):
-        files = [path for path in Path(place).rglob("*") if path.is_file()]
-        return {path.relative_to(place).as_posix(): path.read_bytes() for path in files}
-    client = boto3.client("s3")
+        found: dict[str, bytes] = {}
+        for path in Path(place).rglob("*"):
+            with suppress(FileNotFoundError, IsADirectoryError):  # it may vanish as we look
+                found[path.relative_to(place).as_posix()] = path.read_bytes()
+        return found
+    client = boto3.Session().client("s3")
     bucket, _, prefix = place.removeprefix("s3://").partition("/")
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix + "/")
     keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
@@ -40,7 +44,7 @@ def put(place: str, key: str, body: bytes) -> None:
     """Put an object over whatever is there."""
     if place.startswith("s3://"):
         bucket, _, prefix = place.removeprefix("s3://").partition("/")
-        boto3.client("s3").put_object(Bucket=bucket, Key=f"{prefix}/{key}", Body=body)
+        boto3.Session().client("s3").put_object(Bucket=bucket, Key=f"{prefix}/{key}", Body=body)
     else:
         path = Path(place) / key
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +63,12 @@ class Process:
     def err(self) -> str:
         return self._printed.with_suffix(".err").read_text()
 
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Return when something is the case; it must be so before the process has ended."""
+        while not condition():
+            assert self.poll() is None, f"it has ended: {self.err}"
+            time.sleep(0.002)
+
     def wait(self, seconds: float = 240) -> Ended:
         deadline = time.monotonic() + seconds
         while (ended := self.poll()) is None:
@@ -89,6 +95,8 @@ class Forks:
         with self._lock:
             self._started += 1
             printed = self._folder / str(self._started)
+        for end in (".out", ".err"):
+            printed.with_suffix(end).touch()
         request = {
             "arguments": ["neoscope", *map(str, arguments)],
             "environment": {**os.environ, **ONE_THREAD, **(environment or {})},

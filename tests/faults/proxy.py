@@ -22,6 +22,11 @@ ANSWERS = {
     "500": (b"500 Internal Server Error", b"InternalError"),
     "503": (b"503 Service Unavailable", b"SlowDown"),
 }
+# As S3 answers a signature that is wrong: with all that was signed, keys and tokens among it.
+QUOTING = {
+    "quoting 403": (b"403 Forbidden", b"SignatureDoesNotMatch"),
+    "quoting 400": (b"400 Bad Request", b"AuthorizationHeaderMalformed"),
+}
 STALL = 1.0  # seconds
 # What can become of a request: an error is answered; the connection is reset before the store sees
 # the request; the answer is lost after the store has done it; it waits for STALL; the body is cut,
@@ -77,6 +82,8 @@ class Proxy:
         self.requests[asked.number] = Request(method, asked.key, asked.query, asked.number, fault)
         if fault in ANSWERS:
             back.write(_refusal(*ANSWERS[fault]))
+        elif fault in QUOTING:
+            back.write(_refusal(*QUOTING[fault], quoting=head))
         elif fault == "reset":
             _reset(back)
         elif fault == "cut" and body:
@@ -137,8 +144,9 @@ def _reset(back: asyncio.StreamWriter) -> None:
     back.transport.abort()
 
 
-def _refusal(status: bytes, code: bytes) -> bytes:
-    body = b"<Error><Code>%s</Code><Message>told to fail</Message></Error>" % code
+def _refusal(status: bytes, code: bytes, quoting: bytes = b"") -> bytes:
+    quoted = b"<CanonicalRequest>%s</CanonicalRequest>" % quoting.replace(b"\r\n", b" ")
+    body = b"<Error>%s<Code>%s</Code><Message>told to fail</Message></Error>" % (quoted, code)
     return _closing(b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, len(body))) + body
 
 

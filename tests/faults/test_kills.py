@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -245,9 +246,7 @@ def test_the_row_groups_that_are_done_are_not_read_again(
     assert undisturbed.wait().code == 0, undisturbed.err
     place = tmp_path / "run"
     process = forks.start("run", place, *arguments)
-    while not (place / "records" / "00000-00000008.json").exists():
-        assert process.poll() is None, process.err
-        time.sleep(0.002)
+    process.until((place / "records" / "00000-00000008.json").exists)
     process.kill()
     resumed = forks.start("run", place, *arguments)
     rest = bytes_read(resumed)
@@ -266,34 +265,36 @@ SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("ballast", pa.b
 # Deleting
 
 
-@pytest.mark.parametrize("done", [0, 1, 2, 3])
+SLOWLY = """
+import time, obstore
+delete = obstore.delete
+def slowly(*arguments):
+    time.sleep(0.01)
+    delete(*arguments)
+obstore.delete = slowly
+"""
+
+
 def test_a_delete_that_is_killed_leaves_nothing_that_a_reader_opens(
-    forks: Forks, arguments: list[str], endpoint: str, new_url: NewUrl, done: int, tell: Tell
+    forks: Forks,
+    arguments: list[str],
+    undisturbed: Undisturbed,
+    tmp_path: Path,
+    chance: random.Random,
+    tell: Tell,
 ) -> None:
-    """It is killed after that many of its requests; the same command then deletes the rest."""
-    place = new_url()
-    assert forks.run("run", place, *arguments).code == 0
-    whole = objects(place).keys()
-    process: list[Process] = []
-    deletes: list[Request] = []
-
-    def kill(request: Request) -> str | None:
-        deletes.extend([request] if request.method == "POST" else [])
-        if len(deletes) <= done:
-            return None
-        process[0].send(signal.SIGKILL)
-        return "reset"
-
-    with proxied(endpoint, kill) as proxy:
-        through = ["--endpoint-url", proxy.endpoint]
-        process.append(forks.start("delete", place, "--yes", *through))
-        assert process[0].wait().code == -signal.SIGKILL
-    left = objects(place).keys()
-    if any(key.endswith("zarr.json") for key in left):
-        assert not {key for key in whole - left if "/c/" in key}
-    assert ("manifest.json" in left) == (done == 0)
-    assert forks.run("delete", place, "--yes").code == 0
-    assert objects(place) == {}
-    tell(
-        f"delete killed after {done} of 4 requests", 1, f"{len(left)} of {len(whole)} objects left"
-    )
+    count, whole = times(6, 60), undisturbed.content.keys()
+    for number in range(count):
+        place = str(tmp_path / str(number))
+        shutil.copytree(undisturbed.place, place)
+        process = forks.start("delete", place, "--yes", disturb=SLOWLY)
+        wanted = chance.randrange(2, len(whole))
+        process.until(lambda place=place, wanted=wanted: len(objects(place)) <= wanted)
+        process.kill()
+        left = objects(place).keys()
+        if any(key.endswith("zarr.json") for key in left):
+            assert not [key for key in whole - left if "/c/" in key]
+        assert "manifest.json" not in left
+        assert forks.run("delete", place, "--yes").code == 0
+        assert objects(place) == {}
+    tell("delete killed at a random moment", count, "no reader opens what is left; then deleted")

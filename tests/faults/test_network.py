@@ -43,7 +43,7 @@ def test_a_run_through_a_network_that_spoils_a_fifth_of_all_requests_is_the_undi
                 starts += 1
                 ended = forks.run("run", place, *arguments, *through)
                 code = ended.code
-            assert code == 0, ended.err
+                assert code == 0 or "does not answer" in ended.err, ended.err
             assert differences(content(place), undisturbed.content) == []
             faults += proxy.faults
             requests += len(proxy.requests)

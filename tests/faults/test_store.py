@@ -20,7 +20,7 @@ import pytest
 from conftest import BUCKET
 from faults.conftest import FULL, NewUrl, Tell, Undisturbed, times
 from faults.content import content, differences, objects
-from faults.forks import Ended, Forks, Process
+from faults.forks import Ended, Forks
 from faults.proxy import proxied
 
 
@@ -37,19 +37,13 @@ def own_minio(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[minio.Server]
     with minio.server(folder) as server:
         for name, value in server.environment.items():
             patch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket=BUCKET)
+        boto3.Session().client("s3").create_bucket(Bucket=BUCKET)
         yield server
 
 
 def stored(folder: Path) -> int:
     """How many objects lie in a MinIO's bucket, without asking it."""
     return len(list((folder / "data" / BUCKET).rglob("xl.meta")))
-
-
-def wait_for(condition: Callable[[], bool], process: Process) -> None:
-    while not condition():
-        assert process.poll() is None, process.err
-        time.sleep(0.002)
 
 
 # MinIO goes away
@@ -71,7 +65,7 @@ def test_minio_killed_and_restarted_during_a_run(
             place, before = new_url(), stored(tmp_path)
             process = forks.start("run", place, *arguments)
             wanted = before + chance.randint(1, len(undisturbed.content) - 10)
-            wait_for(lambda wanted=wanted: stored(tmp_path) >= wanted, process)
+            process.until(lambda wanted=wanted: stored(tmp_path) >= wanted)
             minio.stop(tmp_path, signal.SIGKILL)
             time.sleep(chance.uniform(0, 2))
             minio.start(tmp_path)
@@ -116,7 +110,7 @@ def test_minio_that_stays_away_is_told_in_one_line(
     with own_minio(tmp_path, monkeypatch):
         place = new_url()
         process = forks.start("run", place, *arguments)
-        wait_for(lambda: stored(tmp_path) > 20, process)
+        process.until(lambda: stored(tmp_path) > 20)
         minio.stop(tmp_path, signal.SIGKILL)
         ended = process.wait(500)
         assert ended.code == 75
@@ -154,7 +148,7 @@ def test_a_bucket_that_is_not_there_or_vanishes(
             ended = forks.run("run", place, *arguments, "--endpoint-url", proxy.endpoint)
             assert ended.code == 3, ended.err
             assert "does not exist: create it" in one_line(ended)
-            boto3.client("s3").create_bucket(Bucket=BUCKET)
+            boto3.Session().client("s3").create_bucket(Bucket=BUCKET)
             assert objects(place) == {}
     tell("bucket missing, or removed during a run", 1 + count, "exit 3, one line")
 
@@ -162,11 +156,15 @@ def test_a_bucket_that_is_not_there_or_vanishes(
 def allowed(*actions: str) -> dict[str, str]:
     """Temporary keys that are allowed these actions only."""
     statement = {"Effect": "Allow", "Action": list(actions), "Resource": ["arn:aws:s3:::*"]}
-    keys = boto3.client("sts").assume_role(
-        RoleArn="arn:aws:iam::123456789012:role/any",
-        RoleSessionName="neoscope",
-        Policy=json.dumps({"Version": "2012-10-17", "Statement": [statement]}),
-    )["Credentials"]
+    keys = (
+        boto3.Session()
+        .client("sts")
+        .assume_role(
+            RoleArn="arn:aws:iam::123456789012:role/any",
+            RoleSessionName="neoscope",
+            Policy=json.dumps({"Version": "2012-10-17", "Statement": [statement]}),
+        )["Credentials"]
+    )
     return {
         "AWS_ACCESS_KEY_ID": keys["AccessKeyId"],
         "AWS_SECRET_ACCESS_KEY": keys["SecretAccessKey"],
@@ -177,9 +175,8 @@ def allowed(*actions: str) -> dict[str, str]:
 def test_keys_that_are_wrong_or_allow_too_little_are_told_by_what_they_lack(
     forks: Forks, arguments: list[str], endpoint: str, new_url: NewUrl, tell: Tell
 ) -> None:
-    read, write, see, drop = (
-        f"s3:{name}" for name in ("GetObject", "PutObject", "ListBucket", "DeleteObject")
-    )
+    names = ("GetObject", "PutObject", "ListBucket", "DeleteObject")
+    read, write, see, drop = (f"s3:{name}" for name in names)
     cases: list[tuple[dict[str, str], str]] = [
         ({"AWS_SECRET_ACCESS_KEY": "wrong"}, see),
         ({"AWS_ACCESS_KEY_ID": "wrong"}, see),
@@ -274,12 +271,8 @@ def test_a_disk_that_is_full_under_minio(
             assert ended.code == 0, ended.err
             assert differences(content(place), undisturbed.content) == []
             minio.stop(folder)
-    outcome = (
-        "exit 75 after three minutes; given room, another went on"
-        if FULL
-        else "given room, the run went on"
-    )
-    tell("disk full under MinIO", 1, f"{outcome}: identical")
+    outcome = "exit 75 after three minutes; " if FULL else ""
+    tell("disk full under MinIO", 1, f"{outcome}given room the run went on, identical")
 
 
 def fill(folder: Path, leave: int) -> None:
