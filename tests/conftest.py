@@ -161,7 +161,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_run(small_model: Path) -> list[str]:
-    """The arguments, but for the place, of the smallest run that splits every dimension."""
+    """The arguments, but for the place, of a run that takes a tenth of a second of computing."""
     return [
         *("--model", str(small_model), "--dataset", "sample"),
         *("--sequences", "8", "--positions", "24"),

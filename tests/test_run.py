@@ -33,8 +33,8 @@ from obstore.store import S3Store
 
 from conftest import BUCKET, Finished, invoke, neoscope
 from neoscope import load_model, open_run, sealed
-from neoscope.capture import capture
 from neoscope.errors import InputError, UnavailableError
+from neoscope.hooks import capture
 from neoscope.text import SAMPLE_FILE
 
 LAYERS = ("MLP_0", "MLP_1", "MLP_2")
@@ -762,6 +762,46 @@ def test_values_that_are_not_finite_are_a_failed_check_and_leave_no_record(
         group(place)
     with pytest.raises(FileNotFoundError):
         dataset(place)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words_of_it"),
+    [(Path.unlink, "is missing"), (lambda path: path.write_bytes(b"short"), "5 bytes")],
+    ids=["missing", "short"],
+)
+def test_a_recorded_chunk_that_is_not_there_is_a_failed_check_and_no_manifest(
+    small_run: list[str], tmp_path: Path, damage: Any, words_of_it: str
+) -> None:
+    url = tmp_path / "run"
+    assert invoke("run", url, *small_run).code == 0
+    unfinish(url, 1)
+    damage(url / "activations.zarr" / "MLP_1" / "c" / "2" / "0" / "0")
+    done = invoke("run", url, *small_run)
+    assert done.code == 5
+    assert "MLP_1/c/2/0/0" in done.err
+    assert words_of_it in done.err
+    assert nothing_finished(str(url))
+
+
+def test_a_store_that_gives_back_other_bytes_is_a_failed_check_and_leaves_no_record(
+    small_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from neoscope.storage import Store
+
+    really_get = Store.get
+
+    def get(store: Store, key: str) -> bytes | None:
+        found = really_get(store, key)
+        return (
+            found[:-9] + bytes([found[-9] ^ 1]) + found[-8:] if found and "MLP_2" in key else found
+        )
+
+    monkeypatch.setattr(Store, "get", get)
+    done = invoke("run", tmp_path / "run", *small_run)
+    assert done.code == 5
+    assert re.search("MLP_2/c/.* does not read back as it was stored", done.err)
+    assert not (tmp_path / "run" / "records").exists()
+    assert nothing_finished(str(tmp_path / "run"))
 
 
 def test_partitions_share_the_text_and_the_last_one_commits(

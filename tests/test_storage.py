@@ -351,7 +351,7 @@ def handler(proxy: Proxy, behind: str) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 return
             if fault == "stalled":
-                proxy.ending.wait(3)
+                proxy.ending.wait(60)
                 self.close_connection = True
                 return
             if isinstance(fault, int):
@@ -441,14 +441,18 @@ def test_a_large_object_is_one_request(s3_url: str, proxy: Proxy) -> None:
     assert [asked.partition("?")[0].rpartition("/")[2] for asked in proxy.asked] == ["a", "b"]
 
 
+@pytest.mark.parametrize("operation", [Store.put, Store.create])
 def test_a_put_that_timed_out_is_put_again(
-    s3_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    s3_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, operation: Callable[..., Any]
 ) -> None:
     monkeypatch.setattr(storage, "BODY_TIMEOUT", timedelta(seconds=0.5))
     store = open_store(s3_url, endpoint_url=proxy.endpoint, write=True)
     proxy.fault = first(1, "stalled")
-    store.put("a", b"x")
+    began = time.monotonic()
+    operation(store, "a", b"x")
+    assert time.monotonic() - began < 30
     assert open_store(s3_url).get("a") == b"x"
+    assert sum(asked.startswith("PUT") for asked in proxy.asked) == 2
 
 
 @pytest.mark.parametrize("fault", [429, 503, "cut"])

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from neoscope.capture import capture
+    from neoscope.hooks import capture
     from neoscope.model import load_model
     from neoscope.reading import open_run
 
 __all__ = ["capture", "load_model", "open_run"]
-_HOMES = {"capture": "capture", "load_model": "model", "open_run": "reading"}
+_HOMES = {"capture": "hooks", "load_model": "model", "open_run": "reading"}
 
 
 def __getattr__(name: str) -> Any:

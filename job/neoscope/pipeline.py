@@ -20,15 +20,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from neoscope import chunks, lengths, records, text
 from neoscope.arrays import TOKEN_IDS, TOKEN_LENGTH, ArraySchema, array_schemas
 from neoscope.batch import Batch, batches
-from neoscope.capture import stream
 from neoscope.chunks import StoredChunk
 from neoscope.commit import schemas_of
 from neoscope.errors import CheckError, InputError
+from neoscope.hooks import stream
 from neoscope.model import LoadedModel, LoadedTokenizer, load, load_tokenizer, pick_device
 from neoscope.progress import Progress
 from neoscope.spec import SAMPLE, RunSpec
@@ -54,6 +56,7 @@ class Prepared:
 
     loaded: LoadedModel
     tokenizer: LoadedTokenizer
+    lengths: npt.NDArray[np.uint16]  # of every token id
     batches: Iterator[Batch]
     resolved: dict[str, Any]
 
@@ -121,8 +124,7 @@ def _store_batch(
     record = records.record_key(partition, number + 1)
     with _timed(timings, "text"):
         batch = next(prepared.batches)
-    table = lengths.length_table(prepared.tokenizer.strings, prepared.tokenizer.special)
-    token_lengths = table[batch.token_ids]
+    token_lengths = prepared.lengths[batch.token_ids]
 
     def take(name: str, values: torch.Tensor) -> None:
         writer.write(schemas[name], batch_of_run, values, record)
@@ -231,6 +233,7 @@ def _prepare(
     return Prepared(
         loaded,
         tokenizer,
+        lengths.length_table(tokenizer.strings, tokenizer.special),
         itertools.chain([first], packed),
         {**_describe(spec, loaded, tokenizer), "text": found},
     )

@@ -16,9 +16,9 @@ import torch
 from neoscope import chunks, text
 from neoscope.arrays import TOKEN_IDS
 from neoscope.batch import batches
-from neoscope.capture import capture
 from neoscope.commit import schemas_of
 from neoscope.errors import ConflictError
+from neoscope.hooks import capture
 from neoscope.model import load, load_tokenizer, pick_device
 from neoscope.progress import Progress
 from neoscope.reading import open_arrays

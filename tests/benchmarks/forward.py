@@ -16,7 +16,7 @@ import torch
 from measure import in_turn, table
 
 from neoscope import model as models
-from neoscope.capture import capture, stream
+from neoscope.hooks import capture, stream
 
 SEQUENCES, POSITIONS, LAYERS, HIDDEN, HEADS = 16, 512, 12, 768, 12
 

@@ -20,7 +20,7 @@ from obstore.store import MemoryStore
 
 from neoscope import model as models
 from neoscope.arrays import array_schemas
-from neoscope.capture import stream
+from neoscope.hooks import stream
 from neoscope.spec import RunSpec
 from neoscope.storage import Store
 from neoscope.writer import LayerWriter

@@ -27,7 +27,7 @@ from measure import in_turn, table
 
 from neoscope import model as models
 from neoscope.arrays import ArraySchema, array_schemas
-from neoscope.capture import stream
+from neoscope.hooks import stream
 from neoscope.spec import RunSpec
 from neoscope.storage import REQUESTS_IN_FLIGHT, Store, open_store
 from neoscope.writer import LayerWriter

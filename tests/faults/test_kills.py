@@ -159,14 +159,11 @@ def test_the_command_itself_killed_among_its_imports_and_in_its_work(
             process.kill()
         phases[phase(place)] += process.returncode == -signal.SIGKILL
         check_absent_or_whole(place, undisturbed)
-        if phase(place) in LAST_PHASES:
+        if phase(place) in ("committed", "in the commit"):
             finish(forks, place, arguments, undisturbed)
             place = str(tmp_path / str(number))
     finish(forks, place, arguments, undisturbed)
     tell("killed as a fresh process, folder", phases.total(), told(1, phases))
-
-
-LAST_PHASES = ("committed", "in the commit")
 
 
 # What is recorded is not made again

@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import boto3
 import minio
 import pytest
 
 from conftest import BUCKET
 from faults.conftest import FULL, NewUrl, Tell, Undisturbed, times
-from faults.content import content, differences, objects
+from faults.content import client, content, differences, objects
 from faults.forks import Ended, Forks
 from faults.proxy import proxied
 
@@ -37,7 +36,7 @@ def own_minio(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[minio.Server]
     with minio.server(folder) as server:
         for name, value in server.environment.items():
             patch.setenv(name, value)
-        boto3.Session().client("s3").create_bucket(Bucket=BUCKET)
+        client().create_bucket(Bucket=BUCKET)
         yield server
 
 
@@ -148,7 +147,7 @@ def test_a_bucket_that_is_not_there_or_vanishes(
             ended = forks.run("run", place, *arguments, "--endpoint-url", proxy.endpoint)
             assert ended.code == 3, ended.err
             assert "does not exist: create it" in one_line(ended)
-            boto3.Session().client("s3").create_bucket(Bucket=BUCKET)
+            client().create_bucket(Bucket=BUCKET)
             assert objects(place) == {}
     tell("bucket missing, or removed during a run", 1 + count, "exit 3, one line")
 
@@ -156,15 +155,11 @@ def test_a_bucket_that_is_not_there_or_vanishes(
 def allowed(*actions: str) -> dict[str, str]:
     """Temporary keys that are allowed these actions only."""
     statement = {"Effect": "Allow", "Action": list(actions), "Resource": ["arn:aws:s3:::*"]}
-    keys = (
-        boto3.Session()
-        .client("sts")
-        .assume_role(
-            RoleArn="arn:aws:iam::123456789012:role/any",
-            RoleSessionName="neoscope",
-            Policy=json.dumps({"Version": "2012-10-17", "Statement": [statement]}),
-        )["Credentials"]
-    )
+    keys = client("sts").assume_role(
+        RoleArn="arn:aws:iam::123456789012:role/any",
+        RoleSessionName="neoscope",
+        Policy=json.dumps({"Version": "2012-10-17", "Statement": [statement]}),
+    )["Credentials"]
     return {
         "AWS_ACCESS_KEY_ID": keys["AccessKeyId"],
         "AWS_SECRET_ACCESS_KEY": keys["SecretAccessKey"],

@@ -12,8 +12,8 @@ import xarray
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 import neoscope
-from neoscope.capture import capture, hook_points, stream
 from neoscope.errors import InputError
+from neoscope.hooks import capture, hook_points, stream
 
 VOCABULARY, POSITIONS, WINDOW = 101, 40, 8
 
