@@ -137,19 +137,26 @@ def test_a_bucket_that_is_not_there_or_vanishes(
     ended = forks.run("run", "s3://no-such-bucket/run", *arguments)
     assert ended.code == 3
     with own_minio(tmp_path, monkeypatch) as server, proxied(server.endpoint) as proxy:
-        for _ in range(count):
+        for turn in range(count):
             last = chance.randint(1, 60)
             proxy.requests.clear()
-            proxy.plan = lambda request, last=last: (
-                shutil.rmtree(tmp_path / "data" / BUCKET) if request.number == last else None
+            gone = tmp_path / f"gone-{turn}"
+            # A rename, since MinIO goes on to put objects where a folder is emptied file by file.
+            proxy.plan = lambda request, last=last, gone=gone: (
+                (tmp_path / "data" / BUCKET).rename(gone) and None
+                if request.number == last
+                else None
             )
             place = new_url()
             ended = forks.run("run", place, *arguments, "--endpoint-url", proxy.endpoint)
-            assert ended.code == 3, ended.err
-            assert "does not exist: create it" in one_line(ended)
+            assert gone.exists(), f"the run ended before request {last}"
+            # MinIO says of an object that is read back only that it is not there.
+            said = {3: "does not exist: create it", 5: "does not read back"}
+            assert ended.code in said, ended.err
+            assert said[ended.code] in one_line(ended)
             client().create_bucket(Bucket=BUCKET)
             assert objects(place) == {}
-    tell("bucket missing, or removed during a run", 1 + count, "exit 3, one line")
+    tell("bucket missing, or removed during a run", 1 + count, "exit 3 or 5, one line")
 
 
 def allowed(*actions: str) -> dict[str, str]:
