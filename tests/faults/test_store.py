@@ -123,6 +123,7 @@ def test_minio_that_stays_away_is_told_in_one_line(
 # The bucket and what is allowed
 
 
+@pytest.mark.usefixtures("endpoint")
 def test_a_bucket_that_is_not_there(forks: Forks, arguments: list[str], tell: Tell) -> None:
     ended = forks.run("run", "s3://no-such-bucket/run", *arguments)
     assert ended.code == 3
