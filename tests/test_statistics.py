@@ -34,9 +34,11 @@ def some(seed: int, sequences: int = 4) -> tuple[torch.Tensor, npt.NDArray[np.ui
 
 
 def statistics_of(*batches: tuple[torch.Tensor, npt.NDArray[np.uint16]]) -> LengthStatistics:
-    state = LengthStatistics(VOCABULARY, layers=1, neurons=NEURONS, device=torch.device("cpu"))
+    state = LengthStatistics(
+        VOCABULARY, layers=["MLP_0"], neurons=NEURONS, device=torch.device("cpu")
+    )
     for values, lengths in batches:
-        state.add(0, values, lengths)
+        state.add("MLP_0", values, lengths)
     return state
 
 
@@ -95,7 +97,7 @@ def test_where_the_text_is_divided_changes_no_bit() -> None:
     again = statistics_of()
     again.restore(Cells.load(begun.dump()))
     for part in parts[1:]:
-        again.add(0, *part)
+        again.add("MLP_0", *part)
     assert same(again.cells(), whole)
 
 
@@ -110,9 +112,9 @@ def test_a_value_is_never_on_the_wrong_side_of_an_edge() -> None:
             np.float32([0, -0.0, 1e-45, -1e-45, 3.4e38, -3.4e38]),
         ]
     )
-    state = LengthStatistics(VOCABULARY, layers=1, neurons=1, device=torch.device("cpu"))
+    state = LengthStatistics(VOCABULARY, layers=["MLP_0"], neurons=1, device=torch.device("cpu"))
     rows = torch.from_numpy(values).reshape(1, -1, 1)
-    state.add(0, rows, np.ones(rows.shape[:2], np.uint16))
+    state.add("MLP_0", rows, np.ones(rows.shape[:2], np.uint16))
     expected = np.zeros(BINS, np.int64)
     for value in values.tolist():
         place = math.floor(Fraction(value) * 50)  # exact
@@ -165,7 +167,7 @@ def test_a_value_that_is_not_finite_is_an_error(value: float, token: int) -> Non
     values, lengths = some(0)
     lengths[:] = 2
     values[1, token, 3] = value
-    with pytest.raises(CheckError, match="layer 0 has values that are not finite"):
+    with pytest.raises(CheckError, match="MLP_0 has values that are not finite"):
         statistics_of((values, lengths))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import itertools
 import platform
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 
 from neoscope import chunks, lengths, records
-from neoscope.arrays import TOKEN_IDS, TOKEN_LENGTH, ArraySchema, array_schemas
+from neoscope.arrays import LAYER, TOKEN_IDS, TOKEN_LENGTH, ArraySchema, array_schemas
 from neoscope.cells import Cells
 from neoscope.chunks import StoredChunk
 from neoscope.commit import schemas_of
@@ -137,7 +136,7 @@ def _statistics(
         return None
     statistics = LengthStatistics(
         prepared.lengths,
-        layers=claim["model"]["layers"],
+        layers=[f"{LAYER}{index}" for index in range(claim["model"]["layers"])],
         neurons=claim["model"]["neurons"],
         device=device,
     )
@@ -162,7 +161,6 @@ def _store_batch(
     """Compute and store batch `number` of a partition, which the record with the key `record` will
     name."""
     batch_of_run = partition * spec.batches + number
-    layers = itertools.count()
     dtype: torch.dtype = getattr(torch, spec.store_dtype)
     with _timed(timings, "text"):
         batch = next(prepared.batches)
@@ -173,7 +171,7 @@ def _store_batch(
             writer.write(schemas[name], batch_of_run, values, record)
         if statistics:
             with _timed(timings, "statistics"):
-                statistics.add(next(layers), values.to(dtype), token_lengths)
+                statistics.add(name, values.to(dtype), token_lengths)
         progress.advance(f"batch {number + 1} of {spec.batches}, {name}")
 
     with _timed(timings, "capture"):

@@ -6,6 +6,8 @@ a state that goes on from them. It does not know the store, nor what is derived 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -25,25 +27,27 @@ class LengthStatistics:
         self,
         vocabulary_lengths: npt.NDArray[np.uint16],
         *,
-        layers: int,
+        layers: Sequence[str],
         neurons: int,
         device: torch.device,
     ) -> None:
+        self._layers = {name: index for index, name in enumerate(layers)}
         self._lengths = np.unique(vocabulary_lengths[vocabulary_lengths > 0])
         cells = 2 * len(self._lengths)
 
         def zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-            return torch.zeros((layers, cells, *shape), dtype=dtype, device=device)
+            return torch.zeros((len(layers), cells, *shape), dtype=dtype, device=device)
 
-        self._tokens = np.zeros((layers, cells), np.int64)
+        self._tokens = np.zeros((len(layers), cells), np.int64)
         self._histogram = zeros(BINS, dtype=torch.int64)
         self._pivot = zeros(neurons, dtype=torch.float32)
         self._total = zeros(neurons, dtype=torch.float64)
         self._squares = zeros(neurons, dtype=torch.float64)
 
-    def add(self, layer: int, values: torch.Tensor, token_lengths: npt.NDArray[np.uint16]) -> None:
+    def add(self, name: str, values: torch.Tensor, token_lengths: npt.NDArray[np.uint16]) -> None:
         """Add a layer's values [sequence, position, neuron] at tokens of these lengths [sequence,
         position]. Raises CheckError where a value is not finite."""
+        layer = self._layers[name]
         cells = self._cells_of(token_lengths)
         tokens = np.flatnonzero(cells >= 0)
         cells = cells[tokens]
@@ -65,7 +69,7 @@ class LengthStatistics:
         self._tokens[layer] += counts
         if not bool(torch.isfinite(self._squares[layer]).all()):
             raise CheckError(
-                f"layer {layer} has values that are not finite: use --precision float32 or "
+                f"{name} has values that are not finite: use --precision float32 or "
                 "--store-dtype float32, or look at the weights"
             )
 
