@@ -5,6 +5,7 @@ Importing this module imports nothing heavy: `neoscope --help` answers at once.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ from neoscope.options import (
     endpoint_option,
     option,
     output_argument,
+    rate_options,
     spec_options,
 )
 
@@ -172,6 +174,68 @@ def verify_command(
     if finds:
         raise CheckError(f"{store.url} is not as it was committed: {len(finds)} finds")
     click.echo(f"{store.url} is whole, and every byte is as it was committed")
+
+
+@cli.command(name="pull", epilog=EXIT_CODES)
+@output_argument
+@click.argument("dest")
+@option("--layers", metavar="NUMBERS", help="Only these layers: 0,3,6-11.")
+@option("--sequences", metavar="NUMBERS", help="Only these sequences, from 0 over the whole run.")
+@option("--neurons", metavar="NUMBERS", help="Only these neurons of every layer.")
+@option(
+    "--to",
+    "form",
+    type=click.Choice(["zarr", "safetensors"]),
+    default="zarr",
+    show_default=True,
+    help="safetensors is one file a layer, and one for the tokens, in a local folder.",
+)
+@endpoint_option
+def pull_command(
+    output: str,
+    dest: str,
+    layers: str | None,
+    sequences: str | None,
+    neurons: str | None,
+    form: str,
+    endpoint_url: str | None,
+) -> None:
+    """Bring a run from OUTPUT to DEST: a folder, or s3://bucket/prefix on the same endpoint.
+
+    Without options DEST becomes a run of its own, which `verify` holds against the same digests. A
+    selection becomes one plain Zarr group. The same command again goes on where it was broken off.
+    """
+    from neoscope.progress import Progress
+    from neoscope.pull import pull
+    from neoscope.storage import open_store
+
+    said = pull(
+        open_store(output, endpoint_url=endpoint_url),
+        open_store(dest, endpoint_url=endpoint_url, write=True),
+        layers=layers,
+        sequences=sequences,
+        neurons=neurons,
+        form=form,
+        progress=Progress(),
+    )
+    click.echo(said)
+
+
+@cli.command(name="plan", epilog=EXIT_CODES)
+@spec_options
+@rate_options
+def plan_command(text_paths: tuple[Path, ...], **options: Any) -> None:
+    """Tell what `neoscope run` with the same options will leave and take, and compute nothing.
+
+    Bytes, objects and requests are exact but for compression. Rates give time and price: give those
+    of your machines and your storage. The shapes of the three GPT-Neo are known without the Hub.
+    """
+    from neoscope.plan import Rates, lines, plan
+    from neoscope.run import spec_of
+
+    rates = Rates(**{field.name: options.pop(field.name) for field in dataclasses.fields(Rates)})
+    for line in lines(plan(spec_of(options, list(text_paths))), rates):
+        click.echo(line)
 
 
 @cli.command()

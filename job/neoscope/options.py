@@ -136,8 +136,30 @@ SPEC_OPTIONS = (
 )
 
 
+RATE_OPTIONS = tuple(
+    option(name, type=click.FloatRange(0, min_open=True), metavar="N", help=text)
+    for name, text in (
+        ("--tflops", "What a worker computes: 10^12 operations a second."),
+        ("--mb-per-second", "What a worker stores: 10^6 bytes a second."),
+        ("--per-hour", "Price of a worker for an hour."),
+        ("--per-gb-month", "Price of 10^9 bytes stored for a month."),
+        ("--per-1000-puts", "Price of 1000 PUT or LIST requests."),
+        ("--per-1000-gets", "Price of 1000 GET or HEAD requests."),
+    )
+)
+
+
 def spec_options(command: Command) -> Command:
     """The options that decide a run's result: the fields of `RunSpec`, and the text files."""
-    for each in reversed(SPEC_OPTIONS):
+    return _with(SPEC_OPTIONS, command)
+
+
+def rate_options(command: Command) -> Command:
+    """What machine and storage do and cost: the fields of `plan.Rates`."""
+    return _with(RATE_OPTIONS, command)
+
+
+def _with(options: tuple[Callable[[Command], Command], ...], command: Command) -> Command:
+    for each in reversed(options):
         command = each(command)
     return command
