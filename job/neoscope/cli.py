@@ -203,7 +203,8 @@ def pull_command(
     """Bring a run from OUTPUT to DEST: a folder, or s3://bucket/prefix on the same endpoint.
 
     Without options DEST becomes a run of its own, which `verify` holds against the same digests. A
-    selection becomes one plain Zarr group. The same command again goes on where it was broken off.
+    selection becomes one plain Zarr group, DEST/activations.zarr. The same command again goes on
+    where it was broken off.
     """
     from neoscope.progress import Progress
     from neoscope.pull import pull
