@@ -44,7 +44,7 @@ check: $(READY) ## Looks for faults in the code without running it: ruff and myp
 
 lock: $(UV) ## Pins what pyproject.toml asks for in requirements/ (ARGS=--upgrade for the newest)
 	@$(COMPILE) pyproject.toml --output-file requirements/job.txt
-	@$(COMPILE) pyproject.toml --extra report --extra dev --constraints requirements/job.txt \
+	@$(COMPILE) pyproject.toml --extra dev --constraints requirements/job.txt \
 		--output-file requirements/dev.txt
 	@$(COMPILE) pyproject.toml --extra bench --output-file requirements/bench.txt
 	@$(COMPILE) requirements/local.in --output-file requirements/local.txt

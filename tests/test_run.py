@@ -537,10 +537,10 @@ def test_local_files_are_read_in_order_and_recorded_by_content(
 # Broken off
 
 
-def long_text(path: Path) -> Path:
+def long_text(path: Path, documents: int = 60) -> Path:
     """Parquet of many row groups of four documents, each a little longer than a batch but for one
     that is longer than two; so batches end in the first document of a group, and in the last."""
-    rows = [{"id": f"d{number}", "text": words(22 + number)} for number in range(60)]
+    rows = [{"id": f"d{number}", "text": words(22 + number % 60)} for number in range(documents)]
     rows.insert(2, {"id": "long", "text": words(80)})
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=4)
     return path
@@ -630,8 +630,8 @@ def undisturbed(
 ) -> tuple[list[str], str]:
     """The arguments of a run that takes some seconds, and where it was made at one go."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    text = long_text(folder / "a.parquet")
-    given = arguments(small_model, dataset=None, text=text, sequences=2, positions=8, batches=30)
+    text = long_text(folder / "a.parquet", 400)
+    given = arguments(small_model, dataset=None, text=text, sequences=2, positions=8, batches=200)
     assert invoke("run", folder / "run", *given).code == 0
     return given, str(folder / "run")
 

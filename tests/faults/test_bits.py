@@ -234,14 +234,14 @@ pipeline.stream = wrong
 """
 WRONG_TOKENS = """
 import dataclasses
-from neoscope import pipeline
-batches = pipeline.batches
+from neoscope import prepare
+batches = prepare.batches
 def wrong(*arguments, **options):
     for batch in batches(*arguments, **options):
         ids = batch.token_ids.copy()
         ids[0, 0] = (ids[0, 0] + 1) % 500
         yield dataclasses.replace(batch, token_ids=ids)
-pipeline.batches = wrong
+prepare.batches = wrong
 """
 
 

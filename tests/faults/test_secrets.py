@@ -14,10 +14,10 @@ from faults.proxy import proxied
 from faults.test_store import allowed
 
 CRASH = """
-from neoscope import pipeline
+from neoscope import {module}
 def crash(*_, **__):
     raise RuntimeError("a defect")
-pipeline.{name} = crash
+{module}.{name} = crash
 """
 NO_HUB = "import huggingface_hub; huggingface_hub.constants.ENDPOINT = 'http://127.0.0.1:1'"
 
@@ -53,8 +53,9 @@ def test_no_key_is_ever_told(
     for command in ("verify", "status"):
         run(command, place, code=0)
     run("run", place, *arguments, code=3, **wrong)
-    run("run", new_url(), *arguments, code=1, disturb=CRASH.format(name="stream"))
-    run("run", new_url(), *arguments, code=1, disturb=CRASH.format(name="load_tokenizer"))
+    for module, name in (("pipeline", "stream"), ("prepare", "load_tokenizer")):
+        crash = CRASH.format(module=module, name=name)
+        run("run", new_url(), *arguments, code=1, disturb=crash)
     run("run", new_url(), "--dataset", "nobody/nothing", code=75, disturb=NO_HUB)
     run("run", new_url(), *arguments, "--endpoint-url", "http://127.0.0.1:1", code=75)
     with_keys = f"http://{keys['AWS_ACCESS_KEY_ID']}:{keys['AWS_SECRET_ACCESS_KEY']}@127.0.0.1:1"
