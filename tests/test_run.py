@@ -12,12 +12,10 @@ import statistics
 import subprocess
 import sys
 import time
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import boto3
 import jsonschema
 import numpy as np
 import numpy.typing as npt
@@ -29,13 +27,13 @@ import transformers
 import xarray
 import xxhash
 import zarr
-from obstore.store import S3Store
 
-from conftest import BUCKET, Finished, invoke, neoscope
+from conftest import Finished, invoke, neoscope
 from neoscope import load_model, open_run, sealed
 from neoscope.errors import InputError, UnavailableError
 from neoscope.hooks import capture
 from neoscope.text import SAMPLE_FILE
+from places import body, in_minio, listing, new_place, put, zarr_store
 
 LAYERS = ("MLP_0", "MLP_1", "MLP_2")
 SEQUENCES, POSITIONS, BATCHES = 8, 24, 2
@@ -55,66 +53,6 @@ class Run:
 
 
 # Reading a place without neoscope
-
-
-def in_minio(url: str) -> tuple[Any, str]:
-    """boto3's bucket and the prefix of a URL, to ask MinIO itself."""
-    bucket, _, prefix = url.removeprefix("s3://").partition("/")
-    return boto3.resource("s3").Bucket(bucket), f"{prefix}/"
-
-
-def listing(url: str) -> dict[str, tuple[Any, ...]]:
-    """Every object under a place by key: its size, and what changes when it is written again."""
-    if url.startswith("s3://"):
-        bucket, prefix = in_minio(url)
-        return {
-            item.key.removeprefix(prefix): (item.size, item.e_tag, item.last_modified)
-            for item in bucket.objects.filter(Prefix=prefix)
-        }
-    return {
-        str(path.relative_to(url)): (
-            path.stat().st_size,
-            path.stat().st_ino,
-            path.stat().st_mtime_ns,
-        )
-        for path in Path(url).rglob("*")
-        if path.is_file()
-    }
-
-
-def body(url: str, key: str) -> bytes:
-    if url.startswith("s3://"):
-        bucket, prefix = in_minio(url)
-        return bytes(bucket.Object(prefix + key).get()["Body"].read())
-    return (Path(url) / key).read_bytes()
-
-
-def put(url: str, key: str, content: bytes) -> None:
-    if url.startswith("s3://"):
-        bucket, prefix = in_minio(url)
-        bucket.Object(prefix + key).put(Body=content)
-    else:
-        (Path(url) / key).parent.mkdir(parents=True, exist_ok=True)
-        (Path(url) / key).write_bytes(content)
-
-
-def zarr_store(url: str) -> Any:
-    """What zarr and xarray take for a place."""
-    if not url.startswith("s3://"):
-        return url
-    bucket, _, prefix = url.removeprefix("s3://").partition("/")
-    return zarr.storage.ObjectStore(
-        S3Store(
-            bucket,
-            prefix=prefix,
-            endpoint=os.environ["AWS_ENDPOINT_URL"],
-            access_key_id=os.environ["AWS_ACCESS_KEY_ID"],
-            secret_access_key=os.environ["AWS_SECRET_ACCESS_KEY"],
-            region="us-east-1",
-            client_options={"allow_http": True},
-        ),
-        read_only=True,
-    )
 
 
 def group(url: str) -> zarr.Group:
@@ -140,15 +78,6 @@ def values(url: str, name: str) -> npt.NDArray[Any]:
 
 def sample() -> list[dict[str, Any]]:
     return [json.loads(line) for line in SAMPLE_FILE.read_text(encoding="utf-8").splitlines()]
-
-
-def new_place(kind: str, request: pytest.FixtureRequest) -> str:
-    """An empty place in a folder or in MinIO, for a run that many tests read."""
-    if kind == "minio":
-        request.getfixturevalue("endpoint")
-        return f"s3://{BUCKET}/{uuid.uuid4().hex}"
-    factory: pytest.TempPathFactory = request.getfixturevalue("tmp_path_factory")
-    return str(factory.mktemp("runs") / "run")
 
 
 def arguments(model: Path, **options: object) -> list[str]:
@@ -229,10 +158,6 @@ def test_xarray_opens_it_with_dimensions_and_coordinates(run: Run) -> None:
     assert found.token_length.dtype == np.uint16
     words = found.MLP_1.where(found.token_length > found.attrs["token_length_median"])
     assert np.isfinite(words.mean()).item()
-
-
-def test_open_run_gives_the_same_dataset(run: Run) -> None:
-    xarray.testing.assert_identical(open_run(run.url).load(), dataset(run.url).load())
 
 
 def test_every_value_is_what_capture_gives_for_the_stored_tokens(

@@ -54,10 +54,11 @@ class ArraySchema:
     def batch_keys(self, batch: int) -> list[str]:
         """The keys of one batch's chunks in C order of the grid; `batch` counts over the whole run."""
         first = batch * self.batch_grid[0]
-        return [
-            f"{GROUP}/{self.name}/c/{'/'.join(map(str, (first + index[0], *index[1:])))}"
-            for index in np.ndindex(self.batch_grid)
-        ]
+        return [self.key((first + index[0], *index[1:])) for index in np.ndindex(self.batch_grid)]
+
+    def key(self, index: tuple[int, ...]) -> str:
+        """The key of the chunk at a place of the grid."""
+        return f"{GROUP}/{self.name}/c/{'/'.join(map(str, index))}"
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 INK, MUTED = "#000001", "#000002"
 GROUP = {"shorter": "#000003", "equal": "#000004", "longer": "#000005"}
 VARIABLES = {INK: "ink", MUTED: "muted", **{colour: name for name, colour in GROUP.items()}}
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -73,7 +73,9 @@ def correlations(r: xr.DataArray) -> str:
     quantiles = np.nanquantile(r.values, QUANTILES, axis=1)
     with rc_context(STYLE):
         figure, axes = _figure(6.4, 3.2)
-        for layer, (least, low, middle, high, most) in zip(r.layer.values, quantiles.T, strict=True):
+        for layer, (least, low, middle, high, most) in zip(
+            r.layer.values, quantiles.T, strict=True
+        ):
             axes.plot([layer, layer], [least, most], color=MUTED, linewidth=1)
             axes.plot([layer, layer], [low, high], color=GROUP["shorter"], linewidth=6)
             axes.plot(layer, middle, "o", color=GROUP["longer"], markersize=5)

@@ -104,7 +104,7 @@ def load(
         model, commit = _random_model(published_config(name), seed, dtype), None
     else:
         place = hub.find(f"the model {name}", name, revision)
-        config, commit = _load_config(name, place), place.commit
+        config, commit = load_config(name, place), place.commit
         if weights == "random":
             model = _random_model(config, seed, dtype)
         else:
@@ -152,7 +152,7 @@ def _loading(what: str, place: hub.Place) -> Iterator[None]:
         ) from None
 
 
-def _load_config(name: str, place: hub.Place) -> GPTNeoConfig:
+def load_config(name: str, place: hub.Place) -> GPTNeoConfig:
     with _loading(f"the model {name}", place):
         config = AutoConfig.from_pretrained(
             name, revision=place.commit or "main", local_files_only=place.offline

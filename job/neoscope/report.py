@@ -76,7 +76,9 @@ def _heat(statistics: xr.Dataset) -> dict[str, Any]:
     neurons = statistics.sizes["neuron"]
     tokens = cells.tokens * neurons
     total = cells["sum"].sum("neuron")
-    away = (total / tokens - total.sum("length") / tokens.sum("length")).transpose("layer", "length")
+    away = (total / tokens - total.sum("length") / tokens.sum("length")).transpose(
+        "layer", "length"
+    )
     greatest = float(np.abs(away).max()) or 1.0
     rows = [
         {

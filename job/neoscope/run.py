@@ -39,9 +39,7 @@ def run(
     the fields of `RunSpec` by name, None where not given; `partition` is a number or `auto`;
     `device` is `auto`, `cpu` or `cuda`. Every error is a NeoscopeError with its exit code.
     """
-    if text_paths:
-        file_kind(text_paths)
-    spec = make_spec(**options, text=tuple(describe_file(path) for path in text_paths))
+    spec = spec_of(options, text_paths)
     share = pick_partition(spec, partition)
     store = open_store(output, endpoint_url=endpoint_url, sign_payload=sign_payload, write=True)
     claim = read_claim(store, spec)
@@ -68,6 +66,13 @@ def run(
         )
     progress.say("committing")
     return store.url, commit(store, claim)
+
+
+def spec_of(options: dict[str, Any], text_paths: list[Path]) -> RunSpec:
+    """The spec that options and local files make. Raises UsageError, InputError."""
+    if text_paths:
+        file_kind(text_paths)
+    return make_spec(**options, text=tuple(describe_file(path) for path in text_paths))
 
 
 def pick_partition(spec: RunSpec, partition: str) -> int:

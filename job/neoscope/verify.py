@@ -13,11 +13,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from neoscope import chunks, lengths, records, sealed, stored_statistics
 from neoscope.arrays import TOKEN_IDS, TOKEN_LENGTH, ArraySchema
@@ -52,8 +53,11 @@ class Expected:
     digest: str
 
 
-def verify(store: Store, progress: Progress) -> list[Find]:
-    """Check every object of a committed run. Raises InputError where there is no run."""
+def verify(store: Store, progress: Progress, held: Container[str] = ()) -> list[Find]:
+    """Check every object of a committed run. Raises InputError where there is no run.
+
+    `held` are the keys of chunks that have just been held against their records: they are not read.
+    """
     there = {item.key: item.size for item in store.objects()}
     if records.CLAIM not in there and MANIFEST not in there:
         raise InputError(f"there is no run at {store.url}")
@@ -62,24 +66,13 @@ def verify(store: Store, progress: Progress) -> list[Find]:
             Find(MANIFEST, "is missing: the run is not committed", "run the same command again")
         ]
     try:
-        claim = _sealed(store, "run", records.CLAIM)
-        manifest = _sealed(store, "manifest", MANIFEST)
-        listed = [
-            record
-            for partition in range(claim["spec"]["partitions"])
-            for record in read_records(store, claim, partition)
-        ]
+        claim, manifest, listed = read_documents(store)
     except CheckError as error:
         return [Find(store.url, str(error))]
-    if others := list(_of_another_run(claim, manifest, listed)):
+    if others := list(of_another_run(claim, manifest, listed)):
         return others
     finds = list(_documents(store, claim, manifest, listed))
-    expected = {
-        part["key"]: Expected(schema, part["size"], part["digest"])
-        for name, schema in schemas_of(claim).items()
-        for record in listed
-        for part in record["arrays"][name]["chunks"]
-    }
+    expected = expected_chunks(claim, listed)
     last = {record["partition"]: record for record in listed}.values()
     known = {
         records.CLAIM,
@@ -94,10 +87,20 @@ def verify(store: Store, progress: Progress) -> list[Find]:
     }
     for key in sorted(there.keys() - known):
         finds.append(Find(key, "does not belong to the run", "delete it, if nobody needs it"))
-    finds += _each_chunk(store, expected, there, progress)
+    finds += _each_chunk(store, expected, there, held, progress)
     if not finds:
         finds += _tokens(store, claim, listed)
     return finds
+
+
+def read_documents(
+    store: Store,
+) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """Claim, manifest and every record of a committed run. Raises CheckError for a bad one."""
+    claim = _sealed(store, "run", records.CLAIM)
+    manifest = _sealed(store, "manifest", MANIFEST)
+    partitions = range(claim["spec"]["partitions"])
+    return claim, manifest, [r for p in partitions for r in read_records(store, claim, p)]
 
 
 def _sealed(store: Store, kind: str, key: str) -> dict[str, Any]:
@@ -110,7 +113,7 @@ def read_records(store: Store, claim: dict[str, Any], partition: int) -> Iterato
         yield records.read_record(store, claim, partition, batches)
 
 
-def _of_another_run(
+def of_another_run(
     claim: dict[str, Any], manifest: dict[str, Any], listed: list[dict[str, Any]]
 ) -> Iterator[Find]:
     """Claim and records that are sound in themselves, but not those that the manifest was made of."""
@@ -156,6 +159,16 @@ def _documents(
         yield Find(records.VOCABULARY, "is not the one that the run was made with")
 
 
+def expected_chunks(claim: dict[str, Any], listed: list[dict[str, Any]]) -> dict[str, Expected]:
+    """Every chunk by its key, as the records say it is."""
+    return {
+        part["key"]: Expected(schema, part["size"], part["digest"])
+        for name, schema in schemas_of(claim).items()
+        for record in listed
+        for part in record["arrays"][name]["chunks"]
+    }
+
+
 def _statistics(
     store: Store, entry: dict[str, Any], merged: dict[str, dict[str, Any]]
 ) -> Iterator[Find]:
@@ -176,12 +189,18 @@ def _statistics(
 
 
 def _each_chunk(
-    store: Store, expected: dict[str, Expected], there: dict[str, int], progress: Progress
+    store: Store,
+    expected: dict[str, Expected],
+    there: dict[str, int],
+    held: Container[str],
+    progress: Progress,
 ) -> list[Find]:
-    """Read every chunk, `READERS` at a time."""
+    """Read every chunk that is not `held`, `READERS` at a time."""
 
     def check(key: str) -> Find | None:
-        find = _chunk(store, key, expected[key]) if key in there else Find(key, "is missing")
+        find = Find(key, "is missing") if key not in there else None
+        if find is None and not (key in held and there[key] == expected[key].size):
+            find = _chunk(store, key, expected[key])
         progress.advance(key)
         return find
 
@@ -193,7 +212,16 @@ def _each_chunk(
 
 
 def _chunk(store: Store, key: str, expected: Expected) -> Find | None:
-    body = store.get(key)
+    values = held_against(key, store.read(key), expected)
+    if isinstance(values, Find):
+        return values
+    if not np.isfinite(values).all():
+        return Find(key, "has values that are not finite")
+    return None
+
+
+def held_against(key: str, body: memoryview | None, expected: Expected) -> npt.NDArray[Any] | Find:
+    """The values of a stored chunk that is as its record says; else what is wrong with it."""
     if body is None:
         return Find(key, "is missing")
     if len(body) != expected.size:
@@ -206,9 +234,7 @@ def _chunk(store: Store, key: str, expected: Expected) -> Find | None:
         return Find(
             key, "holds other values than were recorded, with a right checksum: stale or swapped"
         )
-    if not np.isfinite(values).all():
-        return Find(key, "has values that are not finite")
-    return None
+    return values
 
 
 def _tokens(store: Store, claim: dict[str, Any], listed: list[dict[str, Any]]) -> Iterator[Find]:
