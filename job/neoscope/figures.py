@@ -127,6 +127,6 @@ def _svg(figure: Figure, words: str) -> str:
     for colour, name in VARIABLES.items():
         drawn = drawn.replace(colour, f"var(--{name})")
     # Names of parts, the same in every figure; what is referred to has others.
-    drawn = re.sub(r' id="[a-z0-9]+_\d+"', "", drawn)
+    drawn = re.sub(r' id="[a-z0-9.]+_\d+"', "", drawn)
     body = drawn[drawn.index("<svg ") + 5 :]
     return f'<svg role="img" aria-label="{words}" {body}'
