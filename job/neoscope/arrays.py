@@ -71,7 +71,8 @@ class ArraySchema:
 
 
 def array_schemas(spec: RunSpec, *, layers: int, neurons: int) -> dict[str, ArraySchema]:
-    """Every array of a run by name: `MLP_0` and on, then `token_ids` and `token_length`."""
+    """Every array of a run by name: `MLP_0` and on if activations are stored, then `token_ids` and
+    `token_length`."""
     rows, positions = spec.sequences, spec.positions
     total = rows * spec.total_batches
     chunks = layer_chunks(rows, positions, neurons)
@@ -86,7 +87,7 @@ def array_schemas(spec: RunSpec, *, layers: int, neurons: int) -> dict[str, Arra
             rows,
             spec.compression,
         )
-        for index in range(layers)
+        for index in range(layers if spec.arrays else 0)
     ]
     schemas += [
         ArraySchema(name, (total, positions), dtype, (rows, positions), layer[:2], rows)

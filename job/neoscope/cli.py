@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import click
 
-from neoscope.errors import CheckError, NeoscopeError, UsageError
+from neoscope.errors import CheckError, InputError, NeoscopeError, UsageError
 from neoscope.options import (
     device_option,
     endpoint_option,
@@ -237,6 +237,35 @@ def plan_command(text_paths: tuple[Path, ...], **options: Any) -> None:
     rates = Rates(**{field.name: options.pop(field.name) for field in dataclasses.fields(Rates)})
     for line in lines(plan(spec_of(options, list(text_paths))), rates):
         click.echo(line)
+
+
+@cli.command(name="report")
+@output_argument
+@endpoint_option
+@option(
+    "--file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Also write the page to this local file.",
+)
+def report_command(output: str, endpoint_url: str | None, file: Path | None) -> None:
+    """Show a run as one page of pictures, made from its statistics alone.
+
+    The page is stored beside the run as report.html, and needs no network to be read.
+    """
+    from neoscope.report import REPORT, report
+    from neoscope.storage import open_store
+
+    store = open_store(output, endpoint_url=endpoint_url)
+    page = report(store).encode()
+    store.put(REPORT, page)
+    click.echo(f"stored:  {store.url}/{REPORT}")
+    if file:
+        try:
+            file.write_bytes(page)
+        except OSError as error:
+            raise InputError(f"cannot write {file}: {error.strerror}") from None
+        click.echo(f"written: {file}")
 
 
 @cli.command()

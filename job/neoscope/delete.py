@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from neoscope import stored_statistics
 from neoscope.arrays import GROUP
 from neoscope.commit import MANIFEST
 from neoscope.errors import InputError
 from neoscope.records import CLAIM, RECORDS, VOCABULARY
 from neoscope.storage import Store
 
-# The contract's own names: the report and the statistics are those of runs that have them.
 FILES = (MANIFEST, CLAIM, VOCABULARY, "report.html")
-FOLDERS = (GROUP, "statistics.zarr", RECORDS)
+FOLDERS = (GROUP, stored_statistics.GROUP, stored_statistics.FOLDER, RECORDS)
 
 
 def belongs(key: str) -> bool:

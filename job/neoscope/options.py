@@ -127,6 +127,17 @@ SPEC_OPTIONS = (
         help="Of the stored arrays; lz4 is lossless and stores float32 in 0.9 of its size.",
     ),
     option(
+        "--arrays/--no-arrays",
+        default=True,
+        help="Whether to store the activations. Without them the statistics are all that is kept, "
+        "with the token ids.",
+    ),
+    option(
+        "--statistics/--no-statistics",
+        default=True,
+        help="Whether to store statistics by token length: histograms, means and deviations.",
+    ),
+    option(
         "--forward",
         type=click.Choice(["fast", "reference"]),
         default="fast",

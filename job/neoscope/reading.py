@@ -19,8 +19,9 @@ from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
 from neoscope import chunks as stored
+from neoscope import stored_statistics
 from neoscope.arrays import GROUP, LAYER, TOKEN_IDS, TOKEN_LENGTH
-from neoscope.errors import CheckError, UsageError
+from neoscope.errors import CheckError, InputError, UsageError
 from neoscope.records import VOCABULARY
 from neoscope.status import committed
 from neoscope.storage import Store, open_store
@@ -52,12 +53,33 @@ def open_run(url: str, *, endpoint_url: str | None = None, chunks: Any = None) -
 
 def open_arrays(store: Store) -> xarray.Dataset:
     """The arrays as they are stored, of a run that is known to be committed."""
+    return _open_group(store, GROUP)
+
+
+def open_statistics(url: str, *, endpoint_url: str | None = None) -> xarray.Dataset:
+    """The statistics by token length of a committed run; `by_length` says what follows from them.
+
+    `tokens` [first_position, length], `histogram` [layer, first_position, length, bin], `sum` and
+    `squared_deviation` [layer, first_position, length, neuron], described in their attributes. Raises
+    InputError where there is no committed run, or where it was made with --no-statistics.
+    """
+    return open_statistics_of(open_store(url, endpoint_url=endpoint_url))
+
+
+def open_statistics_of(store: Store) -> xarray.Dataset:
+    """The dataset of `open_statistics`, of the run in `store`."""
+    if "statistics" not in committed(store):
+        raise InputError(f"the run at {store.url} has no statistics: it has --no-statistics")
+    return _open_group(store, stored_statistics.GROUP)
+
+
+def _open_group(store: Store, group: str) -> xarray.Dataset:
     from zarr.storage import ObjectStore
 
     source: Any = ObjectStore(store.backend, read_only=True)
     return xarray.open_dataset(
         source,
-        group=GROUP,
+        group=group,
         engine="zarr",
         consolidated=False,
         zarr_format=3,

@@ -13,9 +13,10 @@ from typing import Any
 from neoscope.commit import commit, read_manifest
 from neoscope.errors import UsageError
 from neoscope.progress import Progress
-from neoscope.records import last_record, read_claim
+from neoscope.records import read_claim
 from neoscope.spec import RunSpec, make_spec
 from neoscope.storage import open_store
+from neoscope.stored_statistics import last_state
 from neoscope.text import describe_file, file_kind
 
 INDEX_VARIABLE = "JOB_COMPLETION_INDEX"  # set by Kubernetes for each pod of an Indexed Job
@@ -46,7 +47,7 @@ def run(
         progress.say(f"{store.url} already holds this run, whole: nothing to do")
         store.clear_temporary_files()  # of a worker that was killed when another had committed
         return store.url, manifest
-    last = last_record(store, claim, share) if claim else None
+    last, cells = last_state(store, claim, share) if claim else (None, None)
     if last:
         progress.say(f"going on after batch {last['batches']} of {spec.batches}")
     if claim is None or last is None or last["batches"] < spec.batches:
@@ -58,6 +59,7 @@ def run(
             partition=share,
             claim=claim,
             last=last,
+            cells=cells,
             text_paths=text_paths,
             device=device,
             progress=progress,

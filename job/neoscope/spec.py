@@ -56,11 +56,15 @@ class RunSpec:
     forward: Literal["fast", "reference"] = "fast"
     store_dtype: Literal["float32", "float16"] = "float32"
     compression: Literal["none", "lz4"] = "none"
+    arrays: bool = True
+    statistics: bool = True
 
     def __post_init__(self) -> None:
         for name in ("partitions", "batches", "sequences", "positions"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name} is {getattr(self, name)}: give 1 or more")
+        if not (self.arrays or self.statistics):
+            raise UsageError("--no-arrays and --no-statistics leave nothing to store: drop one")
 
     @property
     def tokens_per_batch(self) -> int:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from neoscope import chunks, lengths, records, sealed
+from neoscope import chunks, lengths, records, sealed, stored_statistics
 from neoscope.arrays import TOKEN_IDS, TOKEN_LENGTH, ArraySchema
 from neoscope.commit import MANIFEST, manifest_content, schemas_of
 from neoscope.errors import CheckError, InputError
@@ -73,13 +73,16 @@ def verify(store: Store, progress: Progress, held: Container[str] = ()) -> list[
         return others
     finds = list(_documents(store, claim, manifest, listed))
     expected = expected_chunks(claim, listed)
+    last = {record["partition"]: record for record in listed}.values()
     known = {
         records.CLAIM,
         records.VOCABULARY,
         MANIFEST,
         REPORT,
         *manifest["zarr"],
+        *manifest.get("statistics", {}).get("objects", {}),
         *manifest["records"],
+        *(record["statistics"]["key"] for record in last if "statistics" in record),
         *expected,
     }
     for key in sorted(there.keys() - known):
@@ -106,7 +109,7 @@ def _sealed(store: Store, kind: str, key: str) -> dict[str, Any]:
 
 def read_records(store: Store, claim: dict[str, Any], partition: int) -> Iterator[dict[str, Any]]:
     """Every record of a partition of a committed run, in order. Raises CheckError for a bad one."""
-    for batches in range(1, claim["spec"]["batches"] + 1):
+    for batches in records.record_counts(claim["spec"]):
         yield records.read_record(store, claim, partition, batches)
 
 
@@ -130,18 +133,25 @@ def _documents(
     listed: list[dict[str, Any]],
 ) -> Iterator[Find]:
     """Manifest, Zarr metadata and vocabulary against what claim and records make of them."""
-    content, metadata = manifest_content(claim, listed)
+    try:
+        content, made = manifest_content(store, claim, listed)
+    except CheckError as error:
+        yield Find(stored_statistics.FOLDER, str(error))
+        return
     for field, value in content.items():
-        if field != "environment" and json.loads(json.dumps(value)) != manifest[field]:
+        if (
+            field not in ("environment", "statistics")
+            and json.loads(json.dumps(value)) != manifest[field]
+        ):
             yield Find(MANIFEST, f"its {field} is not what the records say")
-    for key, body in metadata.items():
+    for key in manifest["zarr"]:
         stored = store.get(key)
         if stored is None:
             yield Find(key, "is missing")
-        elif stored != body:
+        elif stored != made[key]:
             yield Find(key, "is not the metadata that the run was committed with")
-        elif hashlib.sha256(stored).hexdigest() != manifest["zarr"][key]:
-            yield Find(key, "is not the one that the manifest names")
+    if "statistics" in content:
+        yield from _statistics(store, manifest["statistics"], content["statistics"]["arrays"])
     vocabulary = store.get(records.VOCABULARY)
     if vocabulary is None:
         yield Find(records.VOCABULARY, "is missing")
@@ -157,6 +167,25 @@ def expected_chunks(claim: dict[str, Any], listed: list[dict[str, Any]]) -> dict
         for record in listed
         for part in record["arrays"][name]["chunks"]
     }
+
+
+def _statistics(
+    store: Store, entry: dict[str, Any], merged: dict[str, dict[str, Any]]
+) -> Iterator[Find]:
+    """`statistics.zarr` by its bytes, and its values against what the partitions' cells give. (Its
+    bytes made anew could differ: another version of the library may compress otherwise.)"""
+    if entry["arrays"] != merged:
+        yield Find(MANIFEST, "its statistics are not what the partitions' cells say")
+    damaged = False
+    for key, said in entry["objects"].items():
+        stored = store.get(key)
+        if stored is None or hashlib.sha256(stored).hexdigest() != said["sha256"]:
+            damaged = True
+            yield Find(key, "is missing" if stored is None else "is not the one that was committed")
+    if not damaged and stored_statistics.digests(store) != {
+        name: array["digest"] for name, array in merged.items()
+    }:
+        yield Find(stored_statistics.GROUP, "holds other values than the partitions' cells give")
 
 
 def _each_chunk(
@@ -212,19 +241,20 @@ def _tokens(store: Store, claim: dict[str, Any], listed: list[dict[str, Any]]) -
     """Token ids against the vocabulary, and token lengths against token ids."""
     vocabulary = json.loads(store.get(records.VOCABULARY) or b"{}")
     table = lengths.length_table(vocabulary["tokens"], vocabulary["special"])
-    schemas = schemas_of(claim)
+    schemas, names = schemas_of(claim), (TOKEN_IDS, TOKEN_LENGTH)
     for record in listed:
-        keys = {
-            name: record["arrays"][name]["chunks"][0]["key"] for name in (TOKEN_IDS, TOKEN_LENGTH)
-        }
-        ids, length = (
-            chunks.decode(schemas[name], store.get(key) or b"") for name, key in keys.items()
-        )
-        if ids.min() < 0 or ids.max() >= len(table):
-            yield Find(keys[TOKEN_IDS], f"has ids outside of the vocabulary of {len(table)}")
-        elif not np.array_equal(table[ids], length):
-            yield Find(keys[TOKEN_LENGTH], "has other lengths than the token ids have")
-        elif lengths.histogram(length) != {
-            int(k): n for k, n in record["length_histogram"].items()
-        }:
-            yield Find(keys[TOKEN_LENGTH], "has other counts of lengths than its record")
+        counts = []
+        for parts in zip(*(record["arrays"][name]["chunks"] for name in names), strict=True):
+            keys = [part["key"] for part in parts]
+            ids, length = (
+                chunks.decode(schemas[name], store.get(key) or b"")
+                for name, key in zip(names, keys, strict=True)
+            )
+            if ids.min() < 0 or ids.max() >= len(table):
+                yield Find(keys[0], f"has ids outside of the vocabulary of {len(table)}")
+            elif not np.array_equal(table[ids], length):
+                yield Find(keys[1], "has other lengths than the token ids have")
+            counts.append(lengths.histogram(length))
+        if lengths.merge(counts) != {int(k): n for k, n in record["length_histogram"].items()}:
+            key = records.record_key(record["partition"], record["batches"])
+            yield Find(key, "counts other lengths than its tokens have")
