@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
+import warnings
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
 
+import matplotlib
+import numpy as np
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, invoke
+from neoscope import open_run
 from neoscope.cli import EXIT_CODES, cli
+from neoscope.text import SAMPLE_FILE
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -36,3 +46,85 @@ def test_it_documents_every_exit_code_of_the_help(code: str) -> None:
 def test_it_lists_the_objects_that_a_run_leaves() -> None:
     for name in ("run.json", "vocabulary.json", "activations.zarr", "records", "manifest.json"):
         assert name in README.split("## What a run leaves")[1]
+
+
+# Its examples, run as they stand but for the place
+
+
+EXAMPLES = [
+    code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "open_run" in code
+]
+(HISTOGRAMS,) = [code for code in EXAMPLES if "hist(" in code]
+(CORRELATIONS,) = [code for code in EXAMPLES if "corr(" in code]
+
+
+@pytest.fixture(scope="module")
+def run(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run with special tokens between its short documents."""
+    folder = tmp_path_factory.mktemp("readme")
+    sentences = "".join(SAMPLE_FILE.read_text("utf-8").splitlines()).split(". ")
+    text = folder / "short.jsonl"
+    text.write_text("".join(json.dumps({"text": line}) + "\n" for line in sentences), "utf-8")
+    words = ["--model", small_model, "--text", text, "--separator", "eos"]
+    done = invoke("run", folder / "run", *words, "--sequences", 16, "--positions", 64)
+    assert done.code == 0, done.err
+    return str(folder / "run")
+
+
+def execute(code: str, run: str) -> tuple[dict[str, Any], str]:
+    """The names that an example leaves, and what it prints; a warning is an error."""
+    names: dict[str, Any] = {}
+    matplotlib.use("Agg")
+    with redirect_stdout(StringIO()) as out, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exec(code.replace("s3://neoscope/local", run), names)
+    return names, out.getvalue()
+
+
+@pytest.mark.parametrize(("code", "limit"), [(HISTOGRAMS, 15), (CORRELATIONS, 10)])
+def test_the_exercise_takes_few_lines(code: str, limit: int) -> None:
+    assert len([line for line in code.splitlines() if line.strip()]) < limit
+
+
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_every_example_runs(
+    code: str, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    execute(code, run)
+
+
+def test_the_histograms_are_those_of_the_three_groups(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    axes = execute(HISTOGRAMS, run)[0]["axes"]
+    assert (tmp_path / "histograms.png").stat().st_size > 1000
+    arrays = open_run(run).load()
+    length = arrays.token_length.values
+    median = int(np.percentile(length[length > 0], 50, method="lower"))
+    groups = ((length > 0) & (length < median), length == median, length > median)
+    assert all(group.any() for group in groups) and (length == 0).any()
+    for number, axis in enumerate(axes.flat[:3]):
+        assert axis.get_title() == f"MLP_{number}"
+        for group, drawn in zip(groups, axis.patches, strict=True):
+            values = arrays[f"MLP_{number}"].values[group]
+            expected, _ = np.histogram(values, bins=np.linspace(-8, 5, 51), density=True)
+            np.testing.assert_allclose(drawn.get_xy()[1:-1:2, 1], expected, rtol=1e-6)
+
+
+def test_the_correlations_are_those_of_every_neuron_with_token_length(run: str) -> None:
+    names, out = execute(CORRELATIONS, run)
+    arrays = open_run(run).load()
+    length = arrays.token_length.values
+    words = length > 0
+    assert not words.all()
+    for number, line in enumerate(out.splitlines()):
+        neurons = arrays[f"MLP_{number}"].values[words].astype(float)
+        expected = [np.corrcoef(neuron, length[words])[0, 1] for neuron in neurons.T]
+        best = int(np.argmax(np.abs(expected)))
+        assert line == (
+            f"MLP_{number}: mean |r| {np.abs(expected).mean():.3f}, "
+            f"neuron {best} has {expected[best]:+.3f}"
+        )
+    np.testing.assert_allclose(names["r"], expected, atol=1e-12)
