@@ -110,7 +110,7 @@ MODELS = [
     Bad(f"run {{place}} --model {{folder}}/gone {SAMPLE}", 3, "gone"),
     Bad(f"run {{place}} --model ./gone {SAMPLE}", 3, "./gone"),
     Bad(f"run {{place}} --model {{nothing}} {SAMPLE}", 3, "nothing"),
-    Bad(f"run {{place}} --model {{gpt2}} {SAMPLE}", 3, "is a gpt2"),
+    Bad(f"run {{place}} --model {{t5}} {SAMPLE}", 3, "is a t5, which"),
     Bad(f"run {{place}} --model {{no_weights}} {SAMPLE}", 3, "no_weights"),
     Bad(f"run {{place}} --model {{lacking}} {SAMPLE}", 3, "transformer.h.1.mlp.c_fc.weight"),
     Bad(f"run {{place}} --model {{other_shape}} {SAMPLE}", 3, "other_shape"),
@@ -206,7 +206,7 @@ def models(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     changed("nan", "transformer.h.1.mlp.c_fc.bias", float("nan"))
     changed("huge", "transformer.h.1.mlp.c_fc.bias", 1e6)
     (root / "nothing").mkdir()
-    edit(copy("gpt2") / "config.json", model_type="gpt2", architectures=["GPT2LMHeadModel"])
+    edit(copy("t5") / "config.json", model_type="t5")
     (copy("no_weights") / "model.safetensors").unlink()
     state = weights.state_dict()
     del state["transformer.h.1.mlp.c_fc.weight"]

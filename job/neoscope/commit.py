@@ -167,6 +167,7 @@ def _manifest(claim: dict[str, Any], records: list[dict[str, Any]]) -> dict[str,
         "partitions": spec["partitions"],
         "batches": spec["batches"],
         "model": claim["model"],
+        "hook": claim["hook"],
         "tokenizer": claim["tokenizer"],
         "text": {**claim["text"], **_documents(records)},
         "tokens": {
@@ -201,7 +202,7 @@ def _checks(
     read_back = sum(len(record["read_back"]) for record in records)
     special = sum(record["special_tokens"] for record in records)
     checks: dict[str, dict[str, Any]] = {
-        "layers": {"expected": model["layers"], "found": len(layers)},
+        "layers": {"expected": len(claim["hook"]["layers"]), "found": len(layers)},
         "shape": {"expected": shape, "found": shapes[0] if shapes else []},
         "values": {"expected": math.prod(shape), "found": min(counts.values(), default=0)},
         "nonfinite": {"expected": 0, "found": nonfinite},
@@ -248,7 +249,9 @@ def _attributes(
     claim: dict[str, Any], manifest: dict[str, Any]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """What each array and the group say of themselves, in words, to a reader without neoscope."""
-    model, text = claim["model"], claim["text"]
+    model, text, hook = claim["model"], claim["text"], claim["hook"]
+    every = len(hook["layers"]) == model["layers"]
+    layers = "every layer" if every else f"layers {', '.join(map(str, hook['layers']))}"
     common = {
         "model": model["name"],
         "model_revision": model["revision"],
@@ -270,16 +273,15 @@ def _attributes(
         if name.startswith(LAYER):
             layer = int(name.removeprefix(LAYER))
             each[name] = {
-                "description": f"What the {model['neurons']} MLP neurons of layer {layer} are given: "
-                "the output of the MLP's first linear map, before GELU.",
-                "hook_point": f"transformer.h.{layer}.mlp.c_fc",
-                "hook_side": "output",
+                "description": f"{model['neurons']} neurons of layer {layer}, each by {hook['value']}.",
+                "hook_point": hook["module"].replace("*", str(layer)),
+                "hook_side": hook["side"],
                 "layer": layer,
                 **common,
             }
     group = {
         "title": f"MLP neurons of {model['name']} on {text.get('name') or text['source']}",
-        "description": "Activations before GELU of every MLP neuron of every layer at every token; "
+        "description": f"Every neuron of {layers} at every token, each by {hook['value']}; "
         "token_ids and token_length say which token.",
         "note": "Weights are RANDOM: the values say nothing about the published model."
         if model["weights"] == "random"

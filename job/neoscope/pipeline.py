@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import platform
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 
-from neoscope import chunks, lengths, records
+from neoscope import chunks, lengths, memory, records
 from neoscope.arrays import TOKEN_IDS, TOKEN_LENGTH, ArraySchema, array_schemas
 from neoscope.chunks import StoredChunk
 from neoscope.commit import schemas_of
@@ -65,21 +66,21 @@ def store_partition(
     target = pick_device(device)
     environment = _environment(target)
     with _timed(timings, "prepare"):
-        prepared = prepare(spec, claim, partition, last, text_paths, progress)
+        prepared = prepare(spec, claim, partition, last, text_paths, target, progress)
         if claim is None:
             claim = _claim(spec, store, prepared, environment)
             if claim["text"] != prepared.resolved["text"]:
                 # Another worker was first, and found an earlier or later state of the data set.
-                prepared = prepare(spec, claim, partition, last, text_paths, progress)
+                prepared = prepare(spec, claim, partition, last, text_paths, target, progress)
         records.check_resolved(store, claim, prepared.resolved)
         _warn_of_libraries(claim, environment, progress)
         store.put(records.VOCABULARY, vocabulary(prepared.tokenizer))
-        prepared.loaded.model.to(target)
     first = last["batches"] if last else 0
-    progress.begin("capturing", (spec.batches - first) * claim["model"]["layers"], "layers")
+    layers = (spec.batches - first) * len(claim["hook"]["layers"])
+    progress.begin("capturing", layers * spec.sequences // spec.pass_sequences, "layers")
     schemas = schemas_of(claim)
     layer = next(iter(schemas.values()))
-    with closing(LayerWriter(store, layer, prepared.loaded.model.device)) as writer:
+    with closing(LayerWriter(store, layer, target, spec.pass_sequences)) as writer:
         for number in range(first, spec.batches):
             body = _store_batch(
                 spec, store, schemas, writer, prepared, partition, number, timings, progress
@@ -110,12 +111,20 @@ def _store_batch(
         batch = next(prepared.batches)
     token_lengths = prepared.lengths[batch.token_ids]
 
-    def take(name: str, values: torch.Tensor) -> None:
-        writer.write(schemas[name], batch_of_run, values, record)
+    def take(first: int, name: str, values: torch.Tensor) -> None:
+        writer.write(schemas[name], batch_of_run, values, record, first=first)
         progress.advance(f"batch {number + 1} of {spec.batches}, {name}")
 
-    with _timed(timings, "capture"):
-        stream(prepared.loaded.model, batch.token_ids, [take], forward=spec.forward)
+    with _timed(timings, "capture"), memory.speaking_of_pass(spec):
+        for first in range(0, spec.sequences, spec.pass_sequences):
+            stream(
+                prepared.loaded.model,
+                batch.token_ids[first : first + spec.pass_sequences],
+                [functools.partial(take, first)],
+                forward=spec.forward,
+                point=prepared.point,
+                layers=spec.layers,
+            )
     with _timed(timings, "store"):
         stored = writer.finish()
         for name, values in ((TOKEN_IDS, batch.token_ids), (TOKEN_LENGTH, token_lengths)):
@@ -140,7 +149,8 @@ def _claim(
 ) -> dict[str, Any]:
     """Claim the place for the spec as it was resolved, or adopt another worker's claim."""
     model = prepared.resolved["model"]
-    schemas = array_schemas(spec, layers=model["layers"], neurons=model["neurons"])
+    layers = prepared.resolved["hook"]["layers"]
+    schemas = array_schemas(spec, layers=layers, neurons=model["neurons"])
     body = {
         **prepared.resolved,
         "arrays": {name: schema.to_json() for name, schema in schemas.items()},

@@ -20,6 +20,7 @@ from neoscope.commit import schemas_of
 from neoscope.errors import ConflictError
 from neoscope.hooks import capture
 from neoscope.model import load, load_tokenizer, pick_device
+from neoscope.prepare import added_tokens
 from neoscope.progress import Progress
 from neoscope.reading import open_arrays
 from neoscope.storage import Store
@@ -42,13 +43,14 @@ def recompute(
         weights=model["weights"],
         seed=spec["seed"] or 0,
         precision=spec["precision"],
+        device=pick_device(device),
+        eager=True,
     )
     if loaded.digest != model["digest"]:
         raise ConflictError(
             f"the weights of {model['name']} are not those of the run: digest {loaded.digest}, "
             f"recorded {model['digest']}; give the recorded ones"
         )
-    loaded.model.to(pick_device(device))
     arrays = open_arrays(store)
     total = arrays.sizes["sequence"]
     chosen = np.unique(np.linspace(0, total - 1, min(sequences, total)).round().astype(int))
@@ -57,7 +59,12 @@ def recompute(
     for sequence in chosen.tolist():
         one = arrays.isel(sequence=[sequence])
         for name, values in capture(
-            loaded.model, one[TOKEN_IDS].values, forward="reference"
+            loaded.model,
+            one[TOKEN_IDS].values,
+            hook=claim["hook"]["module"],
+            hook_side=claim["hook"]["side"],
+            layers=claim["hook"]["layers"],
+            forward="reference",
         ).items():
             expected = values.to("cpu", torch.float64).numpy()
             stored = one[name].values.astype(np.float64)
@@ -87,7 +94,8 @@ def retokenize(
         revision=claim["tokenizer"]["revision"],
         model=spec["model"],
         weights=spec["weights"],
-    ).tokenizer
+    )
+    separator, bos = added_tokens(spec["separator"], spec["bos"], tokenizer)
     schema = schemas_of(claim)[TOKEN_IDS]
     progress.begin("reading the text again", spec["partitions"] * spec["batches"], "batches")
     for partition in range(spec["partitions"]):
@@ -96,10 +104,11 @@ def retokenize(
         )
         packed = batches(
             documents,
-            tokenizer,
+            tokenizer.tokenizer,
             sequences=spec["sequences"],
             positions=spec["positions"],
-            separator=tokenizer.eos_token_id if spec["separator"] == "eos" else None,
+            separator=separator,
+            bos=bos,
         )
         for record in read_records(store, claim, partition):
             part = record["arrays"][TOKEN_IDS]["chunks"][0]

@@ -41,7 +41,7 @@ LAYERS, NEURONS = 12, 3072
 
 def layers_of(compression: str = "none") -> dict[str, ArraySchema]:
     spec = RunSpec(compression=compression)  # type: ignore[arg-type]
-    schemas = array_schemas(spec, layers=LAYERS, neurons=NEURONS)
+    schemas = array_schemas(spec, layers=range(LAYERS), neurons=NEURONS)
     return {name: schema for name, schema in schemas.items() if name.startswith("MLP_")}
 
 
