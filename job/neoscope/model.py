@@ -195,7 +195,8 @@ def _pretrained_model(
     if lacking:
         raise InputError(
             f"the weights of {name} are not those of its config.json: "
-            f"{len(lacking)} are missing or of another shape, first {lacking[0]}"
+            f"{len(lacking)} are missing or of another shape, first "
+            f"{model.base_model_prefix}.{lacking[0]}"
         )
     return model
 
@@ -222,10 +223,10 @@ def load_tokenizer(
                 trust_remote_code=False,
             )
         found = place.commit
-    strings, special = vocabulary_strings(tokenizer), special_ids(tokenizer)
-    if len(strings) <= len(special):  # transformers makes do without vocabulary files
+    special = special_ids(tokenizer)
+    if len(tokenizer) <= len(special):  # transformers makes do without vocabulary files
         raise InputError(f"the tokenizer {name} has no vocabulary: is its tokenizer.json there?")
-    return LoadedTokenizer(tokenizer, name, found, strings, special)
+    return LoadedTokenizer(tokenizer, name, found, vocabulary_strings(tokenizer), special)
 
 
 def packaged_tokenizer() -> Any:
