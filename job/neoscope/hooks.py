@@ -208,7 +208,7 @@ def _by_token(what: str, values: Any, ids: torch.Tensor) -> torch.Tensor:
     elif values.is_floating_point() and values.dim() == 3 and values.shape[:2] == ids.shape:
         return values
     elif values.is_floating_point() and values.dim() == 2 and values.shape[0] == ids.numel():
-        return values.unflatten(0, ids.shape)
+        return values.reshape(*ids.shape, -1)
     else:
         found = f"{values.dtype} {list(values.shape)}"
     raise InputError(

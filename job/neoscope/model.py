@@ -32,7 +32,15 @@ from neoscope.lengths import special_ids, vocabulary_strings
 from neoscope.random_weights import PUBLISHED_SHAPES, published_config, random_model
 from neoscope.spec import GPT_NEO_125M, full_name
 
-CPU = torch.device("cpu")
+
+@dataclasses.dataclass(frozen=True)
+class FoundModel:
+    """A model's full name, configuration, where its files are, and whether its weights are random."""
+
+    name: str
+    config: PreTrainedConfig
+    place: hub.Place
+    random: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +79,8 @@ def load_model(
     instead and needs no Hub for the three published names. `precision` is the dtype of weights and
     computation. Raises InputError for what cannot be loaded, UnavailableError without a Hub.
     """
-    return load(
-        name,
-        revision=revision,
-        weights=weights,
-        seed=seed,
-        precision=precision,
-        device=pick_device(device),
-    ).model
+    found = find_model(name, revision=revision, weights=weights)
+    return load(found, seed=seed, precision=precision, device=pick_device(device)).model
 
 
 def pick_device(device: str) -> torch.device:
@@ -90,42 +92,40 @@ def pick_device(device: str) -> torch.device:
     return torch.device(device)
 
 
+def find_model(name: str, *, revision: str | None, weights: str) -> FoundModel:
+    """What a name stands for, by its configuration alone: no weights are fetched."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    name = full_name(name)
+    if weights == "random" and name in PUBLISHED_SHAPES:
+        return FoundModel(name, published_config(name), hub.Place(), random=True)
+    place = hub.find(f"the model {name}", name, revision)
+    config = _load_config(name, place)
+    if weights == "random" and config.model_type != "gpt_neo":
+        raise InputError(
+            f"--weights random knows the initial distribution of GPT-Neo only, and {name} is a "
+            f"{config.model_type}: give a folder with weights"
+        )
+    return FoundModel(name, config, place, random=weights == "random")
+
+
 def load(
-    name: str,
-    *,
-    revision: str | None,
-    weights: str,
-    seed: int,
-    precision: str,
-    device: torch.device = CPU,
-    eager: bool = False,
+    found: FoundModel, *, seed: int, precision: str, device: torch.device, eager: bool = False
 ) -> LoadedModel:
-    """`load_model` with the revision and the digest.
+    """The model in eval mode on the device.
 
     Attention is transformers' choice, which is fused wherever it has that for the architecture,
     unless `eager` is set.
     """
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    name = full_name(name)
     dtype: torch.dtype = getattr(torch, precision)
-    with memory.speaking(f"for the weights of {name}", "use --precision bfloat16 or --device cpu"):
-        if weights == "random" and name in PUBLISHED_SHAPES:
-            model, commit = random_model(published_config(name), seed, dtype, device), None
+    what = f"for the weights of {found.name}"
+    with memory.speaking(what, "use --precision bfloat16 or --device cpu"):
+        if found.random:
+            model = random_model(found.config, seed, dtype, device)
         else:
-            place = hub.find(f"the model {name}", name, revision)
-            config, commit = _load_config(name, place), place.commit
-            if weights == "pretrained":
-                model = _pretrained_model(name, place, dtype, eager).to(device)
-            elif config.model_type == "gpt_neo":
-                model = random_model(config, seed, dtype, device)
-            else:
-                raise InputError(
-                    f"--weights random knows the initial distribution of GPT-Neo only, and {name} is a "
-                    f"{config.model_type}: give a folder with weights"
-                )
+            model = _pretrained_model(found.name, found.place, dtype, eager).to(device)
     model = model.eval().requires_grad_(False)
-    return LoadedModel(model, commit, weights_digest(model))
+    return LoadedModel(model, found.place.commit, weights_digest(model))
 
 
 def weights_digest(model: PreTrainedModel) -> str:

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from neoscope import chunks, lengths, memory, text
 from neoscope.architectures import HookPoint, hook_point
 from neoscope.batch import Batch, batches
 from neoscope.errors import InputError
 from neoscope.hooks import layer_numbers, neuron_counts, uses_fast_path
-from neoscope.model import LoadedModel, LoadedTokenizer, load, load_tokenizer
+from neoscope.model import LoadedModel, LoadedTokenizer, find_model, load, load_tokenizer
 from neoscope.progress import Progress
 from neoscope.spec import SAMPLE, RunSpec
 
@@ -66,47 +66,60 @@ def prepare(
         model=spec.model,
         weights=spec.weights,
     )
-    separator, bos = added_tokens(spec.separator, spec.bos, tokenizer)
+    found = find_model(
+        spec.model, revision=revision("model", spec.model_revision), weights=spec.weights
+    )
+    point = hook_point(found.config.model_type, spec.hook, spec.hook_side)
+    _check_fit(spec, found.config, tokenizer)
     with ThreadPoolExecutor(1) as pool:
         model = pool.submit(
             load,
-            spec.model,
-            revision=revision("model", spec.model_revision),
-            weights=spec.weights,
+            found,
             seed=spec.seed or 0,
             precision=spec.precision,
             device=device,
             eager=spec.forward == "reference",
         )
-        found = claim["text"] if claim and spec.dataset != SAMPLE else text.resolve(spec)
-        position: dict[str, Any] = last["position"] if last else {"stream": None, "offset": 0}
-        documents = text.Documents(
-            found,
-            text_paths,
-            partition=partition,
-            partitions=spec.partitions,
-            position=position["stream"],
-        )
-        packed = batches(
-            documents,
-            tokenizer.tokenizer,
-            sequences=spec.sequences,
-            positions=spec.positions,
-            separator=separator,
-            bos=bos,
-            offset=position["offset"],
-        )
+        described = claim["text"] if claim and spec.dataset != SAMPLE else text.resolve(spec)
+        packed = _batches(spec, described, text_paths, partition, last, tokenizer)
         first = next(packed)
         loaded = model.result()
-    _check_fit(spec, loaded, tokenizer)
-    point = hook_point(loaded.model.config.model_type, spec.hook, spec.hook_side)
     return Prepared(
         loaded,
         point,
         tokenizer,
         lengths.length_table(tokenizer.strings, tokenizer.special),
         itertools.chain([first], packed),
-        {**_describe(spec, loaded, point, tokenizer), "text": found},
+        {**_describe(spec, loaded, point, tokenizer), "text": described},
+    )
+
+
+def _batches(
+    spec: RunSpec,
+    described: dict[str, Any],
+    text_paths: list[Path],
+    partition: int,
+    last: dict[str, Any] | None,
+    tokenizer: LoadedTokenizer,
+) -> Iterator[Batch]:
+    """The partition's batches from where its last record stands."""
+    position: dict[str, Any] = last["position"] if last else {"stream": None, "offset": 0}
+    separator, bos = added_tokens(spec.separator, spec.bos, tokenizer)
+    documents = text.Documents(
+        described,
+        text_paths,
+        partition=partition,
+        partitions=spec.partitions,
+        position=position["stream"],
+    )
+    return batches(
+        documents,
+        tokenizer.tokenizer,
+        sequences=spec.sequences,
+        positions=spec.positions,
+        separator=separator,
+        bos=bos,
+        offset=position["offset"],
     )
 
 
@@ -159,8 +172,8 @@ def _neurons(spec: RunSpec, model: PreTrainedModel, point: HookPoint) -> int:
     return counts.popitem()[1]
 
 
-def _check_fit(spec: RunSpec, loaded: LoadedModel, tokenizer: LoadedTokenizer) -> None:
-    config = loaded.model.config.get_text_config()
+def _check_fit(spec: RunSpec, config: PreTrainedConfig, tokenizer: LoadedTokenizer) -> None:
+    config = config.get_text_config()
     # Some multimodal families have special tokens beyond a text model's vocabulary.
     if set(range(config.vocab_size, len(tokenizer.strings))) - set(tokenizer.special):
         raise InputError(

@@ -19,7 +19,7 @@ from neoscope.batch import batches
 from neoscope.commit import schemas_of
 from neoscope.errors import ConflictError
 from neoscope.hooks import capture
-from neoscope.model import load, load_tokenizer, pick_device
+from neoscope.model import find_model, load, load_tokenizer, pick_device
 from neoscope.prepare import added_tokens
 from neoscope.progress import Progress
 from neoscope.reading import open_arrays
@@ -38,9 +38,7 @@ def recompute(
     """Compute `sequences` of the run's sequences again, spread evenly, and compare every layer."""
     spec, model = claim["spec"], claim["model"]
     loaded = load(
-        model["name"],
-        revision=model["revision"],
-        weights=model["weights"],
+        find_model(model["name"], revision=model["revision"], weights=model["weights"]),
         seed=spec["seed"] or 0,
         precision=spec["precision"],
         device=pick_device(device),

@@ -16,7 +16,7 @@ import torch
 from measure import in_turn, table
 from transformers import GPTNeoForCausalLM
 
-from neoscope import model as models
+from neoscope import load_model
 from neoscope.hooks import capture, stream
 
 SEQUENCES, POSITIONS, LAYERS, HIDDEN, HEADS = 16, 512, 12, 768, 12
@@ -108,9 +108,7 @@ def transformer_lens() -> Callable[[torch.Tensor], object]:
 
 def main(rounds: int) -> None:
     torch.set_grad_enabled(False)
-    model = models.load(
-        "gpt-neo-125m", revision=None, weights="random", seed=0, precision="float32"
-    ).model
+    model = load_model("gpt-neo-125m", weights="random", device="cpu")
     with torch.device("meta"):
         whole = GPTNeoForCausalLM(model.config)  # with the head, which the peers compute
     whole.transformer = model

@@ -18,7 +18,7 @@ import torch
 from measure import in_turn, table
 from obstore.store import MemoryStore
 
-from neoscope import model as models
+from neoscope import load_model
 from neoscope.arrays import array_schemas
 from neoscope.hooks import stream
 from neoscope.spec import RunSpec
@@ -29,7 +29,7 @@ SEQUENCES, POSITIONS = 16, 512
 
 
 def rows(name: str) -> dict[str, Callable[[], object]]:
-    model = models.load_model(name, weights="random", device="cuda")
+    model = load_model(name, weights="random", device="cuda")
     config = model.config
     neurons = model.h[0].mlp.c_fc.out_features
     ids = torch.randint(0, config.vocab_size, (SEQUENCES, POSITIONS), device="cuda")
