@@ -20,7 +20,8 @@ from neoscope import hub
 from neoscope.arrays import LAYER, ArraySchema, array_schemas
 from neoscope.chunks import CHECKSUM_BYTES
 from neoscope.gpt_neo import CPU_SEQUENCES
-from neoscope.model import PUBLISHED_SHAPES, load_config, published_config
+from neoscope.model import load_config
+from neoscope.random_weights import PUBLISHED_SHAPES, published_config
 from neoscope.spec import RunSpec
 from neoscope.writer import RING
 
@@ -97,7 +98,7 @@ class Plan:
 def plan(spec: RunSpec) -> Plan:
     """Raises InputError for a model that cannot be found, UnavailableError where only the Hub has it."""
     shape = model_shape(spec)
-    schemas = array_schemas(spec, layers=shape.layers, neurons=shape.neurons)
+    schemas = array_schemas(spec, layers=spec.layers or range(shape.layers), neurons=shape.neurons)
     return Plan(
         spec,
         shape,
