@@ -256,7 +256,9 @@ def another_value(option: click.Option) -> str:
         return str(next(choice for choice in option.type.choices if choice != option.default))
     if isinstance(option.type, click.types.IntParamType):
         return "7"
-    return "true" if option.is_flag else "something"
+    if option.is_flag:
+        return "false" if option.default else "true"
+    return "something"
 
 
 @pytest.mark.parametrize("option", RUN_OPTIONS, ids=lambda option: option.name)
@@ -264,7 +266,9 @@ def test_every_option_of_run_can_be_set_in_the_environment(
     option: click.Option, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     value = another_value(option)
-    words = [option.opts[0]] if option.is_flag else [option.opts[0], value]
+    words = [option.opts[0], value]
+    if option.is_flag:
+        words = option.secondary_opts[:1] if option.default else option.opts[:1]
     given = parsed("run", "somewhere", *words).params
     assert given != parsed("run", "somewhere").params
     monkeypatch.setenv(variable(option), value)

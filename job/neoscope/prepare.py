@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from neoscope import chunks, lengths, memory, text
+from neoscope import chunks, lengths, memory, sealed, text
 from neoscope.architectures import HookPoint, hook_point
 from neoscope.batch import Batch, batches
 from neoscope.errors import InputError
@@ -208,7 +208,7 @@ def vocabulary(tokenizer: LoadedTokenizer) -> bytes:
     """The bytes of vocabulary.json: the string of every token id, index = id, and the special ids."""
     document = {
         "kind": "neoscope.vocabulary",
-        "version": 0,
+        "version": sealed.VERSION,
         "special": tokenizer.special,
         "tokens": tokenizer.strings,
     }
