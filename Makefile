@@ -7,7 +7,7 @@ UV := $(BIN)/uv
 READY := .venv/.ready
 MINIO := job/local/minio.py
 BENCH := .venv-bench
-BENCHMARKS = forward storing memory process gpu
+BENCHMARKS = forward storing pull memory process gpu
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run-local stop-local test test-faults check bench lock clean
@@ -21,6 +21,13 @@ setup: $(READY) ## Makes .venv with everything in it and the command neoscope
 run-local: $(READY) ## Starts MinIO and runs neoscope into it (ARGS="--batches 2", FRESH=1 to begin anew)
 	@$(BIN)/python $(MINIO) start
 	@FRESH=$(FRESH) $(BIN)/python job/local/run.py $(ARGS)
+
+report: $(READY) ## Makes the page of the last local run, .minio/report.html, and opens it
+	@test -f .minio/run || { echo "there is no local run yet: make run-local"; exit 3; }
+	@$(BIN)/python $(MINIO) start
+	@if [ -f .minio/env ]; then . ./.minio/env; fi; \
+		$(BIN)/neoscope report "$$(cat .minio/run)" --file .minio/report.html
+	@$(BIN)/python -m webbrowser "file://$(CURDIR)/.minio/report.html" >/dev/null || true
 
 stop-local: ## Stops that MinIO; what is stored stays
 	@$(or $(wildcard $(BIN)/python),$(PYTHON)) $(MINIO) stop
@@ -44,7 +51,7 @@ check: $(READY) ## Looks for faults in the code without running it: ruff and myp
 
 lock: $(UV) ## Pins what pyproject.toml asks for in requirements/ (ARGS=--upgrade for the newest)
 	@$(COMPILE) pyproject.toml --output-file requirements/job.txt
-	@$(COMPILE) pyproject.toml --extra report --extra dev --constraints requirements/job.txt \
+	@$(COMPILE) pyproject.toml --extra dev --constraints requirements/job.txt \
 		--output-file requirements/dev.txt
 	@$(COMPILE) pyproject.toml --extra bench --output-file requirements/bench.txt
 	@$(COMPILE) requirements/local.in --output-file requirements/local.txt

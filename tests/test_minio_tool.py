@@ -16,10 +16,15 @@ import pytest
 
 
 def tool(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """The tool as make calls it, in an environment without a store of the user's."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "NEOSCOPE_"))}
+    """The tool as make calls it."""
     command = [sys.executable, minio.__file__, *map(str, arguments)]
-    return subprocess.run(command, env=kept | variables, capture_output=True, text=True, timeout=60)
+    environment = without_a_store() | variables
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def without_a_store() -> dict[str, str]:
+    """The environment, but for a store of the user's or of another test's."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "NEOSCOPE_"))}
 
 
 def make_bucket(server: minio.Server, name: str) -> list[str]:
@@ -121,7 +126,9 @@ def test_starts_at_the_same_time_do_not_get_in_each_others_way(
     folders = [folder, folder, other, other]
     command = [sys.executable, minio.__file__, "start", "--dir"]
     starts = [
-        subprocess.Popen([*command, str(each)], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, str(each)], env=without_a_store(), stdout=subprocess.PIPE, text=True
+        )
         for each in folders
     ]
     told = [process.communicate()[0] for process in starts]

@@ -1,7 +1,7 @@
 """neoscope: what every MLP neuron of a language model does on real text.
 
-`capture(load_model(name), token_ids)` gives the activations of one pass; `open_run(url)` opens what
-`neoscope run` left. Nothing heavy is imported before it is used.
+`capture(load_model(name), token_ids)` gives the activations of one pass; `open_run(url)` and
+`open_statistics(url)` open what `neoscope run` left. Nothing heavy is imported before it is used.
 """
 
 from __future__ import annotations
@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from neoscope.hooks import capture
     from neoscope.model import load_model
-    from neoscope.reading import open_run
+    from neoscope.reading import open_run, open_statistics
 
-__all__ = ["capture", "load_model", "open_run"]
-_HOMES = {"capture": "hooks", "load_model": "model", "open_run": "reading"}
+__all__ = ["capture", "load_model", "open_run", "open_statistics"]
+_HOMES = {
+    "capture": "hooks",
+    "load_model": "model",
+    "open_run": "reading",
+    "open_statistics": "reading",
+}
 
 
 def __getattr__(name: str) -> Any:

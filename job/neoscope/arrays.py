@@ -55,10 +55,11 @@ class ArraySchema:
     def batch_keys(self, batch: int) -> list[str]:
         """The keys of one batch's chunks in C order of the grid; `batch` counts over the whole run."""
         first = batch * self.batch_grid[0]
-        return [
-            f"{GROUP}/{self.name}/c/{'/'.join(map(str, (first + index[0], *index[1:])))}"
-            for index in np.ndindex(self.batch_grid)
-        ]
+        return [self.key((first + index[0], *index[1:])) for index in np.ndindex(self.batch_grid)]
+
+    def key(self, index: tuple[int, ...]) -> str:
+        """The key of the chunk at a place of the grid."""
+        return f"{GROUP}/{self.name}/c/{'/'.join(map(str, index))}"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -71,7 +72,8 @@ class ArraySchema:
 
 
 def array_schemas(spec: RunSpec, *, layers: Sequence[int], neurons: int) -> dict[str, ArraySchema]:
-    """Every array of a run by name: `MLP_0` and on, then `token_ids` and `token_length`."""
+    """Every array of a run by name: `MLP_0` and on if activations are stored, then `token_ids` and
+    `token_length`."""
     rows, positions = spec.sequences, spec.positions
     total = rows * spec.total_batches
     chunks = layer_chunks(rows, positions, neurons, spec.pass_sequences)
@@ -86,7 +88,7 @@ def array_schemas(spec: RunSpec, *, layers: Sequence[int], neurons: int) -> dict
             rows,
             spec.compression,
         )
-        for index in layers
+        for index in (layers if spec.arrays else ())
     ]
     schemas += [
         ArraySchema(name, (total, positions), dtype, (rows, positions), layer[:2], rows)

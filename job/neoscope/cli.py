@@ -5,22 +5,27 @@ Importing this module imports nothing heavy: `neoscope --help` answers at once.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 
-from neoscope.errors import CheckError, NeoscopeError, UsageError
-from neoscope.spec import FINEWEB, FINEWEB_CONFIG, GPT_NEO_125M, SAMPLE
-
-Command = TypeVar("Command", bound=Callable[..., Any])
+from neoscope.errors import CheckError, InputError, NeoscopeError, UsageError
+from neoscope.options import (
+    device_option,
+    endpoint_option,
+    option,
+    output_argument,
+    rate_options,
+    spec_options,
+)
 
 EXIT_CODES = """\b
 Exit codes:
@@ -32,32 +37,6 @@ Exit codes:
   75   storage or the Hub did not answer: the same command may succeed later
   130  interrupted (SIGINT); 143  stopped (SIGTERM)
 """
-
-
-def option(*names: str, **settings: Any) -> Callable[[Command], Command]:
-    """An option that can also be set as NEOSCOPE_<OPTION> in the environment."""
-    long = next(name for name in names if name.startswith("--")).split("/")[0]
-    variable = "NEOSCOPE_" + long[2:].upper().replace("-", "_")
-    settings.setdefault("envvar", [variable])
-    settings.setdefault("show_envvar", False)
-    return click.option(*names, **settings)
-
-
-output_argument = click.argument("output", envvar="NEOSCOPE_OUTPUT")
-endpoint_option = option(
-    "--endpoint-url",
-    envvar=["NEOSCOPE_ENDPOINT_URL", "AWS_ENDPOINT_URL"],
-    metavar="URL",
-    help="Where S3 is, for storage other than AWS; also AWS_ENDPOINT_URL.",
-)
-
-device_option = option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to compute; auto is the GPU where there is one.",
-)
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -72,53 +51,7 @@ def cli() -> None:
 
 @cli.command(epilog=EXIT_CODES)
 @output_argument
-@option(
-    "--model",
-    default=GPT_NEO_125M,
-    show_default=True,
-    help="A decoder of transformers: its name on the Hub or a local folder. gpt-neo-125m, "
-    "gpt-neo-1.3B and gpt-neo-2.7B do by themselves.",
-)
-@option("--model-revision", metavar="REV", help="Branch, tag or commit.  [default: main]")
-@option(
-    "--weights",
-    type=click.Choice(["pretrained", "random"]),
-    default="pretrained",
-    show_default=True,
-    help="Random weights have GPT-Neo's own initial distribution, and need no Hub for the three "
-    "names above.",
-)
-@option("--seed", type=click.IntRange(0), help="Of the random weights.  [default: 0]")
-@option("--tokenizer", help="Name on the Hub or local folder.  [default: the model's own]")
-@option(
-    "--dataset",
-    help="Name on the Hub, streamed and never downloaded whole; or "
-    f"'{SAMPLE}', a small text that comes with neoscope.  [default: {FINEWEB}]",
-)
-@option(
-    "--dataset-config",
-    metavar="NAME",
-    help=f"Configuration of the data set.  [default for FineWeb: {FINEWEB_CONFIG}]",
-)
-@option("--dataset-split", metavar="NAME", help="Split of the data set.  [default: train]")
-@option("--dataset-revision", metavar="REV", help="Branch, tag or commit.  [default: main]")
-@option(
-    "--text",
-    "text_paths",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A local file instead of a data set: JSONL, Parquet or plain text (one document a file), "
-    "by its ending. Repeat it for more files of the same kind.",
-)
-@option("--text-column", default="text", show_default=True, help="The column that is the text.")
-@option(
-    "--partitions",
-    type=int,
-    default=1,
-    show_default=True,
-    help="Workers that share the run: each takes its own share of the text.",
-)
+@spec_options
 @option(
     "--partition",
     metavar="NUMBER|auto",
@@ -126,75 +59,7 @@ def cli() -> None:
     show_default=True,
     help="This worker's partition, from 0; auto takes JOB_COMPLETION_INDEX.",
 )
-@option(
-    "--batches",
-    type=int,
-    default=1,
-    show_default=True,
-    help="Batches of each partition: one forward pass each.",
-)
-@option("--sequences", type=int, default=16, show_default=True, help="Sequences of one batch.")
-@option("--positions", type=int, default=512, show_default=True, help="Tokens of one sequence.")
-@option(
-    "--separator",
-    type=click.Choice(["none", "eos"]),
-    default="none",
-    show_default=True,
-    help="What stands after each document: nothing, or the end-of-text token.",
-)
-@option(
-    "--bos",
-    is_flag=True,
-    help="Begin each sequence with the beginning-of-sequence token, which takes the first position.",
-)
-@option(
-    "--hook",
-    metavar="PATTERN",
-    help="The module of each layer to capture, * for the layer's number, such as "
-    "'model.layers.*.mlp.gate_proj'.  [default: the MLP's neurons, where the architecture is known]",
-)
-@option(
-    "--hook-side",
-    type=click.Choice(["output", "input"]),
-    help="Which side of the modules of --hook.  [default: output]",
-)
-@option("--layers", metavar="LIST", help="Some of the layers, such as 0,3,6-11.  [default: all]")
-@option(
-    "--sequences-per-pass",
-    type=int,
-    metavar="N",
-    help="Sequences of one forward pass: fewer need less memory.  [default: all of a batch]",
-)
 @device_option
-@option(
-    "--precision",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    default="float32",
-    show_default=True,
-    help="Of weights and computation.",
-)
-@option(
-    "--store-dtype",
-    type=click.Choice(["float32", "float16"]),
-    default="float32",
-    show_default=True,
-    help="Of the stored arrays: 4 or 2 bytes a value.",
-)
-@option(
-    "--compression",
-    type=click.Choice(["none", "lz4"]),
-    default="none",
-    show_default=True,
-    help="Of the stored arrays; lz4 is lossless and stores float32 in 0.9 of its size.",
-)
-@option(
-    "--forward",
-    type=click.Choice(["fast", "reference"]),
-    default="fast",
-    show_default=True,
-    help="The forward pass: the fastest (ours for GPT-Neo, else transformers' with fused attention), "
-    "or transformers' eager one to compare with.",
-)
 @endpoint_option
 @option(
     "--sign-payload",
@@ -309,6 +174,98 @@ def verify_command(
     if finds:
         raise CheckError(f"{store.url} is not as it was committed: {len(finds)} finds")
     click.echo(f"{store.url} is whole, and every byte is as it was committed")
+
+
+@cli.command(name="pull", epilog=EXIT_CODES)
+@output_argument
+@click.argument("dest")
+@option("--layers", metavar="NUMBERS", help="Only these layers: 0,3,6-11.")
+@option("--sequences", metavar="NUMBERS", help="Only these sequences, from 0 over the whole run.")
+@option("--neurons", metavar="NUMBERS", help="Only these neurons of every layer.")
+@option(
+    "--to",
+    "form",
+    type=click.Choice(["zarr", "safetensors"]),
+    default="zarr",
+    show_default=True,
+    help="safetensors is one file a layer, and one for the tokens, in a local folder.",
+)
+@endpoint_option
+def pull_command(
+    output: str,
+    dest: str,
+    layers: str | None,
+    sequences: str | None,
+    neurons: str | None,
+    form: str,
+    endpoint_url: str | None,
+) -> None:
+    """Bring a run from OUTPUT to DEST: a folder, or s3://bucket/prefix on the same endpoint.
+
+    Without options DEST becomes a run of its own, which `verify` holds against the same digests. A
+    selection becomes one plain Zarr group, DEST/activations.zarr. The same command again goes on
+    where it was broken off.
+    """
+    from neoscope.progress import Progress
+    from neoscope.pull import pull
+    from neoscope.storage import open_store
+
+    said = pull(
+        open_store(output, endpoint_url=endpoint_url),
+        open_store(dest, endpoint_url=endpoint_url, write=True),
+        layers=layers,
+        sequences=sequences,
+        neurons=neurons,
+        form=form,
+        progress=Progress(),
+    )
+    click.echo(said)
+
+
+@cli.command(name="plan", epilog=EXIT_CODES)
+@spec_options
+@rate_options
+def plan_command(text_paths: tuple[Path, ...], **options: Any) -> None:
+    """Tell what `neoscope run` with the same options will leave and take, and compute nothing.
+
+    Bytes, objects and requests are exact but for compression. Rates give time and price: give those
+    of your machines and your storage. The shapes of the three GPT-Neo are known without the Hub.
+    """
+    from neoscope.plan import Rates, lines, plan
+    from neoscope.run import spec_of
+
+    rates = Rates(**{field.name: options.pop(field.name) for field in dataclasses.fields(Rates)})
+    for line in lines(plan(spec_of(options, list(text_paths))), rates):
+        click.echo(line)
+
+
+@cli.command(name="report")
+@output_argument
+@endpoint_option
+@option(
+    "--file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Also write the page to this local file.",
+)
+def report_command(output: str, endpoint_url: str | None, file: Path | None) -> None:
+    """Show a run as one page of pictures, made from its statistics alone.
+
+    The page is stored beside the run as report.html, and needs no network to be read.
+    """
+    from neoscope.report import REPORT, report
+    from neoscope.storage import open_store
+
+    store = open_store(output, endpoint_url=endpoint_url)
+    page = report(store).encode()
+    store.put(REPORT, page)
+    click.echo(f"stored:  {store.url}/{REPORT}")
+    if file:
+        try:
+            file.write_bytes(page)
+        except OSError as error:
+            raise InputError(f"cannot write {file}: {error.strerror}") from None
+        click.echo(f"written: {file}")
 
 
 @cli.command()

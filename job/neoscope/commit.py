@@ -12,10 +12,17 @@ import math
 import time
 from typing import Any
 
-from neoscope import arrays, chunks, lengths, sealed
+from neoscope import arrays, chunks, lengths, sealed, stored_statistics
 from neoscope.arrays import GROUP, LAYER, TOKEN_IDS, TOKEN_LENGTH, ArraySchema
 from neoscope.errors import CheckError, ConflictError
-from neoscope.records import RECORDS, array_summary, read_record, record_key, recorded
+from neoscope.records import (
+    RECORDS,
+    array_summary,
+    read_record,
+    record_counts,
+    record_key,
+    recorded,
+)
 from neoscope.spec import canonical_json
 from neoscope.storage import Store
 
@@ -38,7 +45,7 @@ def commit(store: Store, claim: dict[str, Any]) -> dict[str, Any] | None:
     began = time.perf_counter()
     spec = claim["spec"]
     found = recorded(store)
-    whole = list(range(1, spec["batches"] + 1))
+    whole = record_counts(spec)
     partitions = range(spec["partitions"])
     if any(found.get(partition, [0])[-1] != spec["batches"] for partition in partitions):
         return None
@@ -49,11 +56,13 @@ def commit(store: Store, claim: dict[str, Any]) -> dict[str, Any] | None:
             )
     records = [read_record(store, claim, p, count) for p in partitions for count in whole]
     _check_objects(store, schemas_of(claim), records)
-    manifest, documents = manifest_content(claim, records)
+    manifest, documents = manifest_content(store, claim, records)
     manifest["timings"] = {**_sum_timings(records), "commit": time.perf_counter() - began}
     body = sealed.dump("manifest", manifest)
     for key, document in documents.items():
         _create_same(store, key, document)
+    if spec["statistics"]:
+        store.delete(stored_statistics.superseded(store, _last_of_each(records)))
     try:
         store.create(MANIFEST, body)
     except FileExistsError:
@@ -71,16 +80,34 @@ def commit(store: Store, claim: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def manifest_content(
-    claim: dict[str, Any], records: list[dict[str, Any]]
+    store: Store, claim: dict[str, Any], records: list[dict[str, Any]]
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The manifest but for its timings, and every `zarr.json` by key: a pure function of claim and
-    records, which are in order of partitions and batches."""
+    """The manifest but for its timings, and by key every `zarr.json` and what else the commit stores:
+    a pure function of claim, records and the cells that they name. Records are in order of partitions
+    and batches."""
     manifest = _manifest(claim, records)
-    documents = arrays.metadata(schemas_of(claim), *_attributes(claim, manifest))
+    each, group = _attributes(claim, manifest)
+    documents = arrays.metadata(schemas_of(claim), each, group)
     manifest["zarr"] = {key: hashlib.sha256(body).hexdigest() for key, body in documents.items()}
     environments = {canonical_json(record["environment"]): record for record in records}
     manifest["environment"] = [record["environment"] for record in environments.values()]
+    counts = manifest["tokens"]["length"]["histogram"]
+    if claim["spec"]["statistics"] and counts:
+        merged = stored_statistics.merge_partitions(
+            store,
+            _last_of_each(records),
+            claim["hook"]["layers"],
+            {int(length): n for length, n in counts.items()},
+        )
+        objects = stored_statistics.zarr_objects(merged, group)
+        manifest["statistics"] = stored_statistics.manifest_entry(merged, objects)
+        documents |= objects
     return manifest, documents
+
+
+def _last_of_each(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last record of each partition."""
+    return list({record["partition"]: record for record in records}.values())
 
 
 def schemas_of(claim: dict[str, Any]) -> dict[str, ArraySchema]:
@@ -202,13 +229,16 @@ def _checks(
     read_back = sum(len(record["read_back"]) for record in records)
     special = sum(record["special_tokens"] for record in records)
     checks: dict[str, dict[str, Any]] = {
-        "layers": {"expected": len(claim["hook"]["layers"]), "found": len(layers)},
-        "shape": {"expected": shape, "found": shapes[0] if shapes else []},
-        "values": {"expected": math.prod(shape), "found": min(counts.values(), default=0)},
-        "nonfinite": {"expected": 0, "found": nonfinite},
-        "read_back": {"expected": len(layers) * len(records), "found": read_back},
         "tokens": {"expected": rows * spec["positions"], "found": counted + special},
+        "nonfinite": {"expected": 0, "found": nonfinite},
     }
+    if spec["arrays"]:
+        checks |= {
+            "layers": {"expected": len(claim["hook"]["layers"]), "found": len(layers)},
+            "shape": {"expected": shape, "found": shapes[0] if shapes else []},
+            "values": {"expected": math.prod(shape), "found": min(counts.values(), default=0)},
+            "read_back": {"expected": len(layers) * len(records), "found": read_back},
+        }
     if any(found != shape for found in shapes):
         raise CheckError(f"the layers' shapes differ: {shapes}; nothing is committed")
     for name, check in checks.items():

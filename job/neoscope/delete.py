@@ -7,15 +7,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from neoscope import stored_statistics
 from neoscope.arrays import GROUP
 from neoscope.commit import MANIFEST
 from neoscope.errors import InputError
 from neoscope.records import CLAIM, RECORDS, VOCABULARY
 from neoscope.storage import Store
 
-# The contract's own names: the report and the statistics are those of runs that have them.
 FILES = (MANIFEST, CLAIM, VOCABULARY, "report.html")
-FOLDERS = (GROUP, "statistics.zarr", RECORDS)
+FOLDERS = (GROUP, stored_statistics.GROUP, stored_statistics.FOLDER, RECORDS)
+
+
+def belongs(key: str) -> bool:
+    """Whether an object is one of a run's own, by its name."""
+    return key in FILES or key.partition("/")[0] in FOLDERS
 
 
 def delete_run(store: Store) -> tuple[int, int]:
@@ -26,7 +31,7 @@ def delete_run(store: Store) -> tuple[int, int]:
     keys = {item.key for item in store.objects()}
     if CLAIM not in keys and MANIFEST not in keys:
         raise InputError(f"there is no run at {store.url}: nothing to delete")
-    ours = {key for key in keys if key in FILES or key.partition("/")[0] in FOLDERS}
+    ours = {key for key in keys if belongs(key)}
     metadata = sorted(key for key in ours if key.endswith("/zarr.json"))
     store.delete([MANIFEST])
     store.delete(metadata)  # before any chunk: without them no reader opens what is left

@@ -9,7 +9,7 @@ counted; special tokens have length 0 and are in no group and in no statistic.
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,7 @@ def histogram(lengths: npt.NDArray[np.uint16]) -> dict[int, int]:
     return {length: count for length, count in pairs if length > 0}
 
 
-def merge(histograms: list[Mapping[int, int]]) -> dict[int, int]:
+def merge(histograms: Iterable[Mapping[int, int]]) -> dict[int, int]:
     """The histogram of all the tokens that the given histograms count."""
     total: dict[int, int] = {}
     for counts in histograms:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import functools
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from typing import Any
 import torch
 
 from neoscope import chunks, lengths, memory, records
-from neoscope.arrays import TOKEN_IDS, TOKEN_LENGTH, ArraySchema, array_schemas
+from neoscope.arrays import LAYER, TOKEN_IDS, TOKEN_LENGTH, ArraySchema, array_schemas
+from neoscope.cells import Cells
 from neoscope.chunks import StoredChunk
 from neoscope.commit import schemas_of
 from neoscope.errors import CheckError
@@ -29,8 +29,11 @@ from neoscope.hooks import stream
 from neoscope.model import pick_device
 from neoscope.prepare import Prepared, prepare, vocabulary
 from neoscope.progress import Progress
+from neoscope.records import StoredBatch
 from neoscope.spec import RunSpec
+from neoscope.statistics import LengthStatistics
 from neoscope.storage import Store
+from neoscope.stored_statistics import put_cells, statistics_key
 from neoscope.writer import LayerWriter, put_array
 
 M_MMAP_THRESHOLD = -3  # of mallopt, in malloc.h
@@ -38,6 +41,7 @@ LIBRARIES = (
     "neoscope",
     "torch",
     "transformers",
+    "numba",
     "tokenizers",
     "datasets",
     "numpy",
@@ -53,13 +57,15 @@ def store_partition(
     partition: int,
     claim: dict[str, Any] | None,
     last: dict[str, Any] | None,
+    cells: Cells | None,
     text_paths: list[Path],
     device: str,
     progress: Progress,
 ) -> dict[str, Any]:
     """Store the batches of a partition that are not recorded yet; the claim that they belong to.
 
-    `claim` is the one that is already there, `last` the partition's last record, if any.
+    `claim` is the one that is already there, `last` the partition's last record, if any, and `cells`
+    the statistics up to it.
     """
     timings: dict[str, float] = {}
     _keep_memory_flat()
@@ -75,73 +81,122 @@ def store_partition(
         records.check_resolved(store, claim, prepared.resolved)
         _warn_of_libraries(claim, environment, progress)
         store.put(records.VOCABULARY, vocabulary(prepared.tokenizer))
+    statistics = _statistics(spec, claim, prepared, cells, target)
     first = last["batches"] if last else 0
     layers = (spec.batches - first) * len(claim["hook"]["layers"])
     progress.begin("capturing", layers * spec.sequences // spec.pass_sequences, "layers")
     schemas = schemas_of(claim)
     layer = next(iter(schemas.values()))
-    with closing(LayerWriter(store, layer, target, spec.pass_sequences)) as writer:
-        for number in range(first, spec.batches):
-            body = _store_batch(
-                spec, store, schemas, writer, prepared, partition, number, timings, progress
+    with ExitStack() as stack:
+        writer = None
+        if spec.arrays:
+            writer = stack.enter_context(
+                closing(LayerWriter(store, layer, target, spec.pass_sequences))
             )
-            records.put_record(
-                store, claim, partition, number + 1, {**body, "environment": environment}
-            )
-            timings = {}
+        for count in records.record_counts(claim["spec"]):
+            if count <= first:
+                continue
+            record = records.record_key(partition, count)
+            stored = [
+                _store_batch(
+                    spec,
+                    store,
+                    schemas,
+                    writer,
+                    statistics,
+                    prepared,
+                    partition,
+                    number,
+                    record,
+                    timings,
+                    progress,
+                )
+                for number in range(first, count)
+            ]
+            content = {**records.record_content(stored), "environment": environment}
+            with _timed(timings, "store"):
+                if statistics:
+                    content["statistics"] = put_cells(
+                        store, partition, count, statistics.cells(), record
+                    )
+            records.put_record(store, claim, partition, count, {**content, "timings": timings})
+            if statistics and first:
+                store.delete([statistics_key(partition, first)])
+            first, timings = count, {}
     progress.end()
     return claim
+
+
+def _statistics(
+    spec: RunSpec,
+    claim: dict[str, Any],
+    prepared: Prepared,
+    cells: Cells | None,
+    device: torch.device,
+) -> LengthStatistics | None:
+    """The partition's statistics as they are after its last record."""
+    if not spec.statistics:
+        return None
+    statistics = LengthStatistics(
+        prepared.lengths,
+        layers=[f"{LAYER}{number}" for number in claim["hook"]["layers"]],
+        neurons=claim["model"]["neurons"],
+        device=device,
+    )
+    if cells:
+        statistics.restore(cells)
+    return statistics
 
 
 def _store_batch(
     spec: RunSpec,
     store: Store,
     schemas: dict[str, ArraySchema],
-    writer: LayerWriter,
+    writer: LayerWriter | None,
+    statistics: LengthStatistics | None,
     prepared: Prepared,
     partition: int,
     number: int,
+    record: str,
     timings: dict[str, float],
     progress: Progress,
-) -> dict[str, Any]:
-    """Compute and store batch `number` of a partition; what its record says of it."""
+) -> StoredBatch:
+    """Compute and store batch `number` of a partition, which the record with the key `record` will
+    name."""
     batch_of_run = partition * spec.batches + number
-    record = records.record_key(partition, number + 1)
+    dtype: torch.dtype = getattr(torch, spec.store_dtype)
     with _timed(timings, "text"):
         batch = next(prepared.batches)
     token_lengths = prepared.lengths[batch.token_ids]
 
-    def take(first: int, name: str, values: torch.Tensor) -> None:
-        writer.write(schemas[name], batch_of_run, values, record, first=first)
+    def take(rows: slice, name: str, values: torch.Tensor) -> None:
+        if writer:
+            writer.write(schemas[name], batch_of_run, values, record, first=rows.start)
+        if statistics:
+            with _timed(timings, "statistics"):
+                statistics.add(name, values.to(dtype), token_lengths[rows])
         progress.advance(f"batch {number + 1} of {spec.batches}, {name}")
 
     with _timed(timings, "capture"), memory.speaking_of_pass(spec):
         for first in range(0, spec.sequences, spec.pass_sequences):
+            rows = slice(first, first + spec.pass_sequences)
             stream(
                 prepared.loaded.model,
-                batch.token_ids[first : first + spec.pass_sequences],
-                [functools.partial(take, first)],
+                batch.token_ids[rows],
+                [functools.partial(take, rows)],
                 forward=spec.forward,
                 point=prepared.point,
                 layers=spec.layers,
             )
     with _timed(timings, "store"):
-        stored = writer.finish()
+        stored = writer.finish() if writer else {}
         for name, values in ((TOKEN_IDS, batch.token_ids), (TOKEN_LENGTH, token_lengths)):
             stored[name] = [put_array(store, schemas[name], batch_of_run, values, record)]
     with _timed(timings, "read_back"):
         read_back = _read_back(store, schemas, stored, number)
     counts = lengths.histogram(token_lengths)
-    return {
-        "arrays": {name: records.array_record(parts) for name, parts in stored.items()},
-        "documents": [dataclasses.asdict(span) for span in batch.documents],
-        "position": batch.position,
-        "length_histogram": {str(length): count for length, count in counts.items()},
-        "special_tokens": spec.tokens_per_batch - sum(counts.values()),
-        "read_back": read_back,
-        "tags": {part.key: part.tag for parts in stored.values() for part in parts},
-        "timings": timings,
-    }
+    special = spec.tokens_per_batch - sum(counts.values())
+    return StoredBatch(batch, stored, counts, special, read_back)
 
 
 def _claim(
@@ -221,4 +276,4 @@ def _keep_memory_flat() -> None:
 def _timed(timings: dict[str, float], step: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
-    timings[step] = time.perf_counter() - began
+    timings[step] = timings.get(step, 0.0) + time.perf_counter() - began

@@ -22,7 +22,8 @@ class Progress:
         self._quiet = quiet
         self._bar: tqdm[Any] | None = None
         self._total = self._done = 0
-        self._told = 0.0
+        self._unit = ""
+        self._began = self._told = 0.0
 
     def say(self, line: str) -> None:
         if self._quiet:
@@ -36,20 +37,33 @@ class Progress:
         print(f"neoscope: warning: {line}", file=sys.stderr, flush=True)
 
     def begin(self, what: str, total: int, unit: str) -> None:
-        self._total, self._done, self._told = total, 0, time.monotonic()
+        """Count to `total` from here on; the unit `B` is bytes."""
+        self._total, self._done, self._unit = total, 0, unit
+        self._began = self._told = time.monotonic()
         if not self._quiet and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, unit=f" {unit}", desc=what, file=sys.stderr, leave=False)
+            scaled = {"unit": "B", "unit_scale": True} if unit == "B" else {"unit": f" {unit}"}
+            self._bar = tqdm(total=total, desc=what, file=sys.stderr, leave=False, **scaled)
 
-    def advance(self, what: str) -> None:
-        self._done += 1
+    def advance(self, what: str, amount: int = 1) -> None:
+        self._done += amount
         if self._bar is not None:
             self._bar.set_description(what, refresh=False)
-            self._bar.update()
+            self._bar.update(amount)
         elif time.monotonic() - self._told > LINE_EVERY:
             self._told = time.monotonic()
-            self.say(f"{what}: {self._done} of {self._total}")
+            self.say(f"{what}: {self._so_far(self._told - self._began)}")
+
+    def _so_far(self, seconds: float) -> str:
+        """What is done, and for bytes the rate, with the time that is left at it."""
+        if self._unit != "B":
+            return f"{self._done} of {self._total}"
+        left = seconds * (self._total / self._done - 1)
+        return (
+            f"{self._done / 1e6:,.0f} of {self._total / 1e6:,.0f} MB, "
+            f"{self._done / seconds / 1e6:,.0f} MB/s, {left:,.0f} s left"
+        )
 
     def end(self) -> None:
         if self._bar is not None:

@@ -109,8 +109,8 @@ def retokenize(
             bos=bos,
         )
         for record in read_records(store, claim, partition):
-            part = record["arrays"][TOKEN_IDS]["chunks"][0]
-            if chunks.digest(next(packed).token_ids.astype(schema.dtype)) != part["digest"]:
-                yield Find(part["key"], "holds other tokens than the recorded text gives now")
-            progress.advance(part["key"])
+            for part in record["arrays"][TOKEN_IDS]["chunks"]:
+                if chunks.digest(next(packed).token_ids.astype(schema.dtype)) != part["digest"]:
+                    yield Find(part["key"], "holds other tokens than the recorded text gives now")
+                progress.advance(part["key"])
     progress.end()

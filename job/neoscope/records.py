@@ -10,16 +10,41 @@ import dataclasses
 import re
 from typing import Any
 
-from neoscope import chunks, sealed
+from neoscope import chunks, lengths, sealed
+from neoscope.batch import Batch
 from neoscope.chunks import StoredChunk
 from neoscope.errors import CheckError, ConflictError, UnavailableError
 from neoscope.spec import RunSpec, differing_fields
-from neoscope.storage import Store
+from neoscope.storage import Body, Store
 
 CLAIM = "run.json"
 VOCABULARY = "vocabulary.json"
 RECORDS = "records"
 RECORD_KEY = re.compile(rf"{RECORDS}/(\d{{5}})-(\d{{8}})\.json")
+
+
+BATCHES_A_RECORD = (
+    64  # where no activations are stored: a record of each batch would be most of the work
+)
+
+
+def record_counts(spec: dict[str, Any]) -> list[int]:
+    """The numbers of stored batches at which a partition puts a record, ascending: after every batch,
+    and with --no-arrays after every 64 and the last."""
+    step, batches = 1 if spec["arrays"] else BATCHES_A_RECORD, spec["batches"]
+    return [*range(step, batches, step), batches]
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredBatch:
+    """One batch and its chunks by array. `lengths` counts its tokens by length, special ones apart;
+    `read_back` is the chunk of each layer that was read back and compared."""
+
+    batch: Batch
+    arrays: dict[str, list[StoredChunk]]
+    lengths: dict[int, int]
+    special_tokens: int
+    read_back: dict[str, str]
 
 
 def record_key(partition: int, batches: int) -> str:
@@ -104,8 +129,63 @@ def put_record(
             ) from None
 
 
+def put_before_record(store: Store, key: str, body: Body, record: str) -> str | None:
+    """Put an object that the record with the key `record` will name; its tag."""
+    try:
+        return store.create(key, body)
+    except FileExistsError:
+        return _settle(store, key, body, record)
+
+
+def _settle(store: Store, key: str, body: Body, record: str) -> str | None:
+    """Put an object where there is one, left by a start that was broken off or made by another
+    process at this moment; its tag.
+
+    The same bytes stay. Other bytes are put over, but not once `record`, the record of their batch,
+    is there: CheckError then. Where it came while ours were on their way, what it records is put
+    back, so that no worker spoils what another has committed.
+    """
+    there = store.get(key)
+    if there == bytes(body):
+        return store.tag(key)
+    if store.get(record) is None:
+        tag = store.put(key, body)
+        if there is None or store.get(record) is None:
+            return tag
+        store.put(key, there)
+    raise CheckError(
+        f"{store.url}/{key} is recorded with other values than were computed here: two unlike "
+        "machines work on one partition; delete the run and use one kind of machine"
+    )
+
+
+def record_content(stored: list[StoredBatch]) -> dict[str, Any]:
+    """What a record says of the batches since the one before."""
+    names = stored[0].arrays
+    return {
+        "arrays": {
+            name: array_record([part for batch in stored for part in batch.arrays[name]])
+            for name in names
+        },
+        "documents": [dataclasses.asdict(span) for each in stored for span in each.batch.documents],
+        "position": stored[-1].batch.position,
+        "length_histogram": {
+            str(length): count
+            for length, count in lengths.merge([batch.lengths for batch in stored]).items()
+        },
+        "special_tokens": sum(batch.special_tokens for batch in stored),
+        "read_back": {name: key for batch in stored for name, key in batch.read_back.items()},
+        "tags": {
+            part.key: part.tag
+            for batch in stored
+            for parts in batch.arrays.values()
+            for part in parts
+        },
+    }
+
+
 def array_record(parts: list[StoredChunk]) -> dict[str, Any]:
-    """The stored chunks of one batch of one array, in C order of the grid, and what they hold."""
+    """The stored chunks of one array, batch by batch in C order of the grid, and what they hold."""
     summary = parts[0].summary
     for part in parts[1:]:
         summary = summary + part.summary

@@ -13,9 +13,10 @@ from typing import Any
 from neoscope.commit import commit, read_manifest
 from neoscope.errors import UsageError
 from neoscope.progress import Progress
-from neoscope.records import last_record, read_claim
+from neoscope.records import read_claim
 from neoscope.spec import RunSpec, make_spec
 from neoscope.storage import open_store
+from neoscope.stored_statistics import last_state
 from neoscope.text import describe_file, file_kind
 
 INDEX_VARIABLE = "JOB_COMPLETION_INDEX"  # set by Kubernetes for each pod of an Indexed Job
@@ -38,9 +39,7 @@ def run(
     the fields of `RunSpec` by name, None where not given; `partition` is a number or `auto`;
     `device` is `auto`, `cpu` or `cuda`. Every error is a NeoscopeError with its exit code.
     """
-    if text_paths:
-        file_kind(text_paths)
-    spec = make_spec(**options, text=tuple(describe_file(path) for path in text_paths))
+    spec = spec_of(options, text_paths)
     share = pick_partition(spec, partition)
     store = open_store(output, endpoint_url=endpoint_url, sign_payload=sign_payload, write=True)
     claim = read_claim(store, spec)
@@ -48,7 +47,7 @@ def run(
         progress.say(f"{store.url} already holds this run, whole: nothing to do")
         store.clear_temporary_files()  # of a worker that was killed when another had committed
         return store.url, manifest
-    last = last_record(store, claim, share) if claim else None
+    last, cells = last_state(store, claim, share) if claim else (None, None)
     if last:
         progress.say(f"going on after batch {last['batches']} of {spec.batches}")
     if claim is None or last is None or last["batches"] < spec.batches:
@@ -60,12 +59,20 @@ def run(
             partition=share,
             claim=claim,
             last=last,
+            cells=cells,
             text_paths=text_paths,
             device=device,
             progress=progress,
         )
     progress.say("committing")
     return store.url, commit(store, claim)
+
+
+def spec_of(options: dict[str, Any], text_paths: list[Path]) -> RunSpec:
+    """The spec that options and local files make. Raises UsageError, InputError."""
+    if text_paths:
+        file_kind(text_paths)
+    return make_spec(**options, text=tuple(describe_file(path) for path in text_paths))
 
 
 def pick_partition(spec: RunSpec, partition: str) -> int:

@@ -7,8 +7,9 @@ what is stored is right; that is `verify`.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
-from neoscope.commit import MANIFEST
+from neoscope.commit import MANIFEST, read_manifest
 from neoscope.errors import InputError
 from neoscope.records import CLAIM, read_claim, recorded
 from neoscope.storage import Store
@@ -43,3 +44,13 @@ def status(store: Store) -> Status:
     spec = claim["spec"]
     stored = [found.get(partition, [0])[-1] for partition in range(spec["partitions"])]
     return Status(store.url, stored, spec["batches"], store.get(MANIFEST) is not None)
+
+
+def committed(store: Store) -> dict[str, Any]:
+    """The manifest of a run. Raises InputError where it is not committed, saying how far it is."""
+    manifest = read_manifest(store)
+    if manifest is None:
+        raise InputError(
+            f"the run at {store.url} is not whole: {status(store).line}; finish it first"
+        )
+    return manifest

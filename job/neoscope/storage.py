@@ -107,9 +107,14 @@ class Store:
 
     def get(self, key: str) -> bytes | None:
         """The bytes of an object, or None where there is none."""
+        body = self.read(key)
+        return None if body is None else bytes(body)
+
+    def read(self, key: str) -> memoryview | None:
+        """As `get`, without the copy: for what is large and only looked at."""
         try:
             return self._do(
-                "s3:GetObject", key, lambda: bytes(obstore.get(self.backend, key).bytes())
+                "s3:GetObject", key, lambda: memoryview(obstore.get(self.backend, key).bytes())
             )
         except FileNotFoundError:
             return None

@@ -12,10 +12,6 @@ from neoscope.arrays import LAYER
 
 def summary(manifest: dict[str, Any], url: str, endpoint_url: str | None) -> str:
     """The end of a run in about twenty lines, with the lines that open it from Python."""
-    layers = {name: e for name, e in manifest["arrays"].items() if name.startswith(LAYER)}
-    first, *_, last = [*layers, *layers]
-    shape = " x ".join(map(str, layers[first]["shape"]))
-    stored = sum(entry["stored_bytes"] for entry in manifest["arrays"].values())
     tokens, text, model = manifest["tokens"], manifest["text"], manifest["model"]
     source = text.get("name") or (
         "the packaged sample" if text["source"] == "sample" else "local files"
@@ -29,14 +25,14 @@ def summary(manifest: dict[str, Any], url: str, endpoint_url: str | None) -> str
         "",
         *_length_table(tokens["length"]),
         "",
-        f"{first} ... {last}  each [{shape}] {layers[first]['dtype']}, {stored / 1e9:.2f} GB in all",
+        *_stored(manifest),
         f"checked: {_checked(manifest['checks'])}",
         *_seconds(manifest["timings"]),
         f"stored:  {url}",
         "",
         "Open it in Python:",
         "    import neoscope",
-        f"    run = neoscope.open_run({_arguments(url, endpoint_url)})",
+        *[f"    {line}({_arguments(url, endpoint_url)})" for line in _openers(manifest)],
     ]
     return "\n".join(lines)
 
@@ -68,7 +64,33 @@ def _length_table(length: dict[str, Any]) -> list[str]:
     return rows
 
 
+def _stored(manifest: dict[str, Any]) -> list[str]:
+    """Names, shapes and bytes of what there is now."""
+    lines = []
+    layers = {name: e for name, e in manifest["arrays"].items() if name.startswith(LAYER)}
+    if layers:
+        first, *_, last = [*layers, *layers]
+        shape = " x ".join(map(str, layers[first]["shape"]))
+        size = sum(entry["stored_bytes"] for entry in layers.values()) / 1e9
+        lines.append(
+            f"{first} ... {last}  each [{shape}] {layers[first]['dtype']}, {size:.2f} GB in all"
+        )
+    if "statistics" in manifest:
+        size = sum(entry["size"] for entry in manifest["statistics"]["objects"].values()) / 1e6
+        lines.append(f"statistics by token length of every layer and neuron, {size:.1f} MB")
+    return lines
+
+
+def _openers(manifest: dict[str, Any]) -> list[str]:
+    """The calls that open what there is."""
+    openers = {"run = neoscope.open_run": manifest["spec"]["arrays"]}
+    openers["statistics = neoscope.open_statistics"] = "statistics" in manifest
+    return [opener for opener, there in openers.items() if there]
+
+
 def _checked(checks: dict[str, Any]) -> str:
+    if "layers" not in checks:
+        return f"{checks['tokens']['found']:,} tokens counted, every value finite"
     return (
         f"{checks['layers']['found']} layers of one shape, every value finite, "
         f"{checks['read_back']['found']} chunks read back equal"
@@ -76,6 +98,6 @@ def _checked(checks: dict[str, Any]) -> str:
 
 
 def _seconds(timings: dict[str, float]) -> list[str]:
-    steps = ("prepare", "capture", "store", "read_back", "commit", "total")
+    steps = ("prepare", "capture", "statistics", "store", "read_back", "commit", "total")
     parts = [f"{step.replace('_', ' ')} {timings[step]:.1f}" for step in steps if step in timings]
     return [f"seconds: {', '.join(parts)}"]

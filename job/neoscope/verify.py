@@ -13,13 +13,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from neoscope import chunks, lengths, records, sealed
+from neoscope import chunks, lengths, records, sealed, stored_statistics
 from neoscope.arrays import TOKEN_IDS, TOKEN_LENGTH, ArraySchema
 from neoscope.commit import MANIFEST, manifest_content, schemas_of
 from neoscope.errors import CheckError, InputError
@@ -52,8 +53,11 @@ class Expected:
     digest: str
 
 
-def verify(store: Store, progress: Progress) -> list[Find]:
-    """Check every object of a committed run. Raises InputError where there is no run."""
+def verify(store: Store, progress: Progress, held: Container[str] = ()) -> list[Find]:
+    """Check every object of a committed run. Raises InputError where there is no run.
+
+    `held` are the keys of chunks that have just been held against their records: they are not read.
+    """
     there = {item.key: item.size for item in store.objects()}
     if records.CLAIM not in there and MANIFEST not in there:
         raise InputError(f"there is no run at {store.url}")
@@ -62,39 +66,41 @@ def verify(store: Store, progress: Progress) -> list[Find]:
             Find(MANIFEST, "is missing: the run is not committed", "run the same command again")
         ]
     try:
-        claim = _sealed(store, "run", records.CLAIM)
-        manifest = _sealed(store, "manifest", MANIFEST)
-        listed = [
-            record
-            for partition in range(claim["spec"]["partitions"])
-            for record in read_records(store, claim, partition)
-        ]
+        claim, manifest, listed = read_documents(store)
     except CheckError as error:
         return [Find(store.url, str(error))]
-    if others := list(_of_another_run(claim, manifest, listed)):
+    if others := list(of_another_run(claim, manifest, listed)):
         return others
     finds = list(_documents(store, claim, manifest, listed))
-    expected = {
-        part["key"]: Expected(schema, part["size"], part["digest"])
-        for name, schema in schemas_of(claim).items()
-        for record in listed
-        for part in record["arrays"][name]["chunks"]
-    }
+    expected = expected_chunks(claim, listed)
+    last = {record["partition"]: record for record in listed}.values()
     known = {
         records.CLAIM,
         records.VOCABULARY,
         MANIFEST,
         REPORT,
         *manifest["zarr"],
+        *manifest.get("statistics", {}).get("objects", {}),
         *manifest["records"],
+        *(record["statistics"]["key"] for record in last if "statistics" in record),
         *expected,
     }
     for key in sorted(there.keys() - known):
         finds.append(Find(key, "does not belong to the run", "delete it, if nobody needs it"))
-    finds += _each_chunk(store, expected, there, progress)
+    finds += _each_chunk(store, expected, there, held, progress)
     if not finds:
         finds += _tokens(store, claim, listed)
     return finds
+
+
+def read_documents(
+    store: Store,
+) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """Claim, manifest and every record of a committed run. Raises CheckError for a bad one."""
+    claim = _sealed(store, "run", records.CLAIM)
+    manifest = _sealed(store, "manifest", MANIFEST)
+    partitions = range(claim["spec"]["partitions"])
+    return claim, manifest, [r for p in partitions for r in read_records(store, claim, p)]
 
 
 def _sealed(store: Store, kind: str, key: str) -> dict[str, Any]:
@@ -103,11 +109,11 @@ def _sealed(store: Store, kind: str, key: str) -> dict[str, Any]:
 
 def read_records(store: Store, claim: dict[str, Any], partition: int) -> Iterator[dict[str, Any]]:
     """Every record of a partition of a committed run, in order. Raises CheckError for a bad one."""
-    for batches in range(1, claim["spec"]["batches"] + 1):
+    for batches in records.record_counts(claim["spec"]):
         yield records.read_record(store, claim, partition, batches)
 
 
-def _of_another_run(
+def of_another_run(
     claim: dict[str, Any], manifest: dict[str, Any], listed: list[dict[str, Any]]
 ) -> Iterator[Find]:
     """Claim and records that are sound in themselves, but not those that the manifest was made of."""
@@ -127,18 +133,25 @@ def _documents(
     listed: list[dict[str, Any]],
 ) -> Iterator[Find]:
     """Manifest, Zarr metadata and vocabulary against what claim and records make of them."""
-    content, metadata = manifest_content(claim, listed)
+    try:
+        content, made = manifest_content(store, claim, listed)
+    except CheckError as error:
+        yield Find(stored_statistics.FOLDER, str(error))
+        return
     for field, value in content.items():
-        if field != "environment" and json.loads(json.dumps(value)) != manifest[field]:
+        if (
+            field not in ("environment", "statistics")
+            and json.loads(json.dumps(value)) != manifest[field]
+        ):
             yield Find(MANIFEST, f"its {field} is not what the records say")
-    for key, body in metadata.items():
+    for key in manifest["zarr"]:
         stored = store.get(key)
         if stored is None:
             yield Find(key, "is missing")
-        elif stored != body:
+        elif stored != made[key]:
             yield Find(key, "is not the metadata that the run was committed with")
-        elif hashlib.sha256(stored).hexdigest() != manifest["zarr"][key]:
-            yield Find(key, "is not the one that the manifest names")
+    if "statistics" in content:
+        yield from _statistics(store, manifest["statistics"], content["statistics"]["arrays"])
     vocabulary = store.get(records.VOCABULARY)
     if vocabulary is None:
         yield Find(records.VOCABULARY, "is missing")
@@ -146,13 +159,48 @@ def _documents(
         yield Find(records.VOCABULARY, "is not the one that the run was made with")
 
 
+def expected_chunks(claim: dict[str, Any], listed: list[dict[str, Any]]) -> dict[str, Expected]:
+    """Every chunk by its key, as the records say it is."""
+    return {
+        part["key"]: Expected(schema, part["size"], part["digest"])
+        for name, schema in schemas_of(claim).items()
+        for record in listed
+        for part in record["arrays"][name]["chunks"]
+    }
+
+
+def _statistics(
+    store: Store, entry: dict[str, Any], merged: dict[str, dict[str, Any]]
+) -> Iterator[Find]:
+    """`statistics.zarr` by its bytes, and its values against what the partitions' cells give. (Its
+    bytes made anew could differ: another version of the library may compress otherwise.)"""
+    if entry["arrays"] != merged:
+        yield Find(MANIFEST, "its statistics are not what the partitions' cells say")
+    damaged = False
+    for key, said in entry["objects"].items():
+        stored = store.get(key)
+        if stored is None or hashlib.sha256(stored).hexdigest() != said["sha256"]:
+            damaged = True
+            yield Find(key, "is missing" if stored is None else "is not the one that was committed")
+    if not damaged and stored_statistics.digests(store) != {
+        name: array["digest"] for name, array in merged.items()
+    }:
+        yield Find(stored_statistics.GROUP, "holds other values than the partitions' cells give")
+
+
 def _each_chunk(
-    store: Store, expected: dict[str, Expected], there: dict[str, int], progress: Progress
+    store: Store,
+    expected: dict[str, Expected],
+    there: dict[str, int],
+    held: Container[str],
+    progress: Progress,
 ) -> list[Find]:
-    """Read every chunk, `READERS` at a time."""
+    """Read every chunk that is not `held`, `READERS` at a time."""
 
     def check(key: str) -> Find | None:
-        find = _chunk(store, key, expected[key]) if key in there else Find(key, "is missing")
+        find = Find(key, "is missing") if key not in there else None
+        if find is None and not (key in held and there[key] == expected[key].size):
+            find = _chunk(store, key, expected[key])
         progress.advance(key)
         return find
 
@@ -164,7 +212,16 @@ def _each_chunk(
 
 
 def _chunk(store: Store, key: str, expected: Expected) -> Find | None:
-    body = store.get(key)
+    values = held_against(key, store.read(key), expected)
+    if isinstance(values, Find):
+        return values
+    if not np.isfinite(values).all():
+        return Find(key, "has values that are not finite")
+    return None
+
+
+def held_against(key: str, body: memoryview | None, expected: Expected) -> npt.NDArray[Any] | Find:
+    """The values of a stored chunk that is as its record says; else what is wrong with it."""
     if body is None:
         return Find(key, "is missing")
     if len(body) != expected.size:
@@ -177,28 +234,27 @@ def _chunk(store: Store, key: str, expected: Expected) -> Find | None:
         return Find(
             key, "holds other values than were recorded, with a right checksum: stale or swapped"
         )
-    if not np.isfinite(values).all():
-        return Find(key, "has values that are not finite")
-    return None
+    return values
 
 
 def _tokens(store: Store, claim: dict[str, Any], listed: list[dict[str, Any]]) -> Iterator[Find]:
     """Token ids against the vocabulary, and token lengths against token ids."""
     vocabulary = json.loads(store.get(records.VOCABULARY) or b"{}")
     table = lengths.length_table(vocabulary["tokens"], vocabulary["special"])
-    schemas = schemas_of(claim)
+    schemas, names = schemas_of(claim), (TOKEN_IDS, TOKEN_LENGTH)
     for record in listed:
-        keys = {
-            name: record["arrays"][name]["chunks"][0]["key"] for name in (TOKEN_IDS, TOKEN_LENGTH)
-        }
-        ids, length = (
-            chunks.decode(schemas[name], store.get(key) or b"") for name, key in keys.items()
-        )
-        if ids.min() < 0 or ids.max() >= len(table):
-            yield Find(keys[TOKEN_IDS], f"has ids outside of the vocabulary of {len(table)}")
-        elif not np.array_equal(table[ids], length):
-            yield Find(keys[TOKEN_LENGTH], "has other lengths than the token ids have")
-        elif lengths.histogram(length) != {
-            int(k): n for k, n in record["length_histogram"].items()
-        }:
-            yield Find(keys[TOKEN_LENGTH], "has other counts of lengths than its record")
+        counts = []
+        for parts in zip(*(record["arrays"][name]["chunks"] for name in names), strict=True):
+            keys = [part["key"] for part in parts]
+            ids, length = (
+                chunks.decode(schemas[name], store.get(key) or b"")
+                for name, key in zip(names, keys, strict=True)
+            )
+            if ids.min() < 0 or ids.max() >= len(table):
+                yield Find(keys[0], f"has ids outside of the vocabulary of {len(table)}")
+            elif not np.array_equal(table[ids], length):
+                yield Find(keys[1], "has other lengths than the token ids have")
+            counts.append(lengths.histogram(length))
+        if lengths.merge(counts) != {int(k): n for k, n in record["length_histogram"].items()}:
+            key = records.record_key(record["partition"], record["batches"])
+            yield Find(key, "counts other lengths than its tokens have")

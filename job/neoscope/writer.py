@@ -24,6 +24,7 @@ from neoscope import chunks
 from neoscope.arrays import ArraySchema
 from neoscope.chunks import StoredChunk
 from neoscope.errors import CheckError
+from neoscope.records import put_before_record
 from neoscope.storage import REQUESTS_IN_FLIGHT, Store
 
 RING = 2
@@ -167,8 +168,8 @@ def put_chunk(
 ) -> StoredChunk:
     """Store one chunk whose values fill `buffer` up to its checksum.
 
-    `record` is the key of the record of their batch; see `_settle`. Raises CheckError for a value
-    that is not finite.
+    `record` is the key of the record that will name it. Raises CheckError for a value that is not
+    finite.
     """
     values = buffer[: -chunks.CHECKSUM_BYTES].view(schema.dtype).reshape(schema.chunks)
     summary = chunks.summarize(values)
@@ -178,30 +179,5 @@ def put_chunk(
             "use --precision float32 or --store-dtype float32, or look at the weights"
         )
     body = chunks.encode(schema, buffer)
-    try:
-        tag = store.create(key, body.data)
-    except FileExistsError:
-        tag = _settle(store, key, body.data, record)
+    tag = put_before_record(store, key, body.data, record)
     return StoredChunk(key, body.nbytes, chunks.digest(values), tag, summary)
-
-
-def _settle(store: Store, key: str, body: memoryview, record: str) -> str | None:
-    """Store a chunk where there is one, left by a start that was broken off or made by another
-    process at this moment; its tag.
-
-    The same bytes stay. Other bytes are put over, but not once `record`, the record of their batch,
-    is there: CheckError then. Where it came while ours were on their way, what it records is put
-    back, so that no worker spoils what another has committed.
-    """
-    there = store.get(key)
-    if there == bytes(body):
-        return store.tag(key)
-    if store.get(record) is None:
-        tag = store.put(key, body)
-        if there is None or store.get(record) is None:
-            return tag
-        store.put(key, there)
-    raise CheckError(
-        f"{store.url}/{key} is recorded with other values than were computed here: two unlike "
-        "machines work on one partition; delete the run and use one kind of machine"
-    )

@@ -9,6 +9,7 @@ random weights but for TransformerLens, which draws its own: without the Hub it 
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 
@@ -64,7 +65,7 @@ def transformers_hooks(model: torch.nn.Module, ids: torch.Tensor) -> dict[str, t
 def nnsight_trace(model: torch.nn.Module) -> Callable[[torch.Tensor], dict[str, torch.Tensor]]:
     from nnsight import NNsight
 
-    wrapped = NNsight(model)
+    wrapped = NNsight(copy.deepcopy(model))  # it replaces the forward of every module
 
     def trace(ids: torch.Tensor) -> dict[str, torch.Tensor]:
         layers: dict[str, torch.Tensor] = {}

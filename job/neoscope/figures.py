@@ -1,0 +1,132 @@
+"""Figures of a run's statistics as SVG that takes its colours from the page.
+
+In: labelled arrays of `by_length` and plain numbers. Out: SVG text to stand in HTML. It does not know the
+run, nor the page: each colour is a CSS variable, so that one figure serves light and dark.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+# Colours that matplotlib is told, and the CSS variables that stand for them on the page.
+INK, MUTED = "#000001", "#000002"
+GROUP = {"shorter": "#000003", "equal": "#000004", "longer": "#000005"}
+# Where the lines of two groups run together, both can be seen.
+DASHES: Any = {"shorter": "-", "equal": (0, (5, 3)), "longer": (0, (1, 2))}
+VARIABLES = {INK: "ink", MUTED: "muted", **{colour: name for name, colour in GROUP.items()}}
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+}
+QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
+
+
+def token_lengths(counts: dict[int, int], median: int) -> str:
+    """Tokens by length in characters, in the colours of the three groups."""
+    with rc_context(STYLE):
+        figure, axes = _figure(6.4, 2.8)
+        for length, count in counts.items():
+            name = "shorter" if length < median else "equal" if length == median else "longer"
+            axes.bar(length, count, width=0.8, color=GROUP[name])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("token length, characters")
+        axes.set_ylabel("tokens")
+        return _svg(figure, f"Bar chart of tokens by length; the median is {median} characters")
+
+
+def layer_histogram(layer: int, histogram: xr.DataArray, limits: tuple[float, float]) -> str:
+    """Density of one layer's activations, a line for each group; `histogram` is [group, bin]."""
+    with rc_context(STYLE | {"font.size": 9}):
+        figure, axes = _figure(2.6, 1.7)
+        left, right = histogram.bin_left.values[1:-1], histogram.bin_right.values[1:-1]
+        for name, colour in GROUP.items():
+            counts = histogram.sel(group=name).values
+            if counts.sum():
+                density = counts[1:-1] / counts.sum() / (right - left)
+                middle, dashes = (left + right) / 2, DASHES[name]
+                axes.plot(middle, density, color=colour, linewidth=1.4, linestyle=dashes)
+        axes.set_xlim(*limits)
+        axes.set_ylim(bottom=0)
+        axes.set_yticks([])
+        axes.set_title(f"layer {layer}", fontsize=9, loc="left")
+        words = f"Density of the activations of layer {layer} for shorter, equal and longer tokens"
+        return _svg(figure, words)
+
+
+def correlations(r: xr.DataArray) -> str:
+    """How the neurons' correlations with token length spread in each layer; `r` is [layer, neuron]."""
+    quantiles = np.nanquantile(r.values, QUANTILES, axis=1)
+    with rc_context(STYLE):
+        figure, axes = _figure(6.4, 3.2)
+        for layer, (least, low, middle, high, most) in zip(
+            r.layer.values, quantiles.T, strict=True
+        ):
+            axes.plot([layer, layer], [least, most], color=MUTED, linewidth=1)
+            axes.plot([layer, layer], [low, high], color=GROUP["shorter"], linewidth=6)
+            axes.plot(layer, middle, "o", color=GROUP["longer"], markersize=5)
+        axes.axhline(0, color=MUTED, linewidth=0.6)
+        axes.set_xticks(_some(r.layer.values))
+        axes.set_xlabel("layer")
+        axes.set_ylabel("correlation with token length")
+        words = (
+            "Spread of the correlations of each layer's neurons with token length: the middle half, "
+            "the median, and the range from the 1st to the 99th percentile"
+        )
+        return _svg(figure, words)
+
+
+def limits(histogram: xr.DataArray) -> tuple[float, float]:
+    """The range that holds 99.8 % of the values of every layer; `histogram` is [group, layer, bin]."""
+    counts = histogram.sum("group").values[:, 1:-1]
+    share = np.cumsum(counts, axis=1) / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    inside = ((share > 0.001) & (share < 0.999)).any(axis=0)
+    if not inside.any():
+        return -1.0, 1.0
+    left = histogram.bin_left.values[1:-1][inside]
+    return float(left[0]), float(left[-1])
+
+
+def _some(layers: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """At most a dozen of the layers, for ticks."""
+    return layers[:: -(-len(layers) // 12)]
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure, figure.subplots()
+
+
+def _svg(figure: Figure, words: str) -> str:
+    """The figure as an SVG element with `words` for those who cannot see it."""
+    buffer = io.StringIO()
+    with rc_context({"svg.hashsalt": words}):  # so that two figures of a page share no id
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    drawn = buffer.getvalue()
+    for colour, name in VARIABLES.items():
+        drawn = drawn.replace(colour, f"var(--{name})")
+    # Names of parts, the same in every figure; what is referred to has others.
+    drawn = re.sub(r' id="[a-z0-9]+_\d+"', "", drawn)
+    body = drawn[drawn.index("<svg ") + 5 :]
+    return f'<svg role="img" aria-label="{words}" {body}'

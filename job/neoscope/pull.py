@@ -1,0 +1,153 @@
+"""A run, or a part of it, to another place: every byte is held against what the run recorded of it.
+
+In: a committed run and a place. Out: a copy that is itself a run, or a selection of its arrays. What
+an earlier start has left there is checked and not fetched again. It does not know what the values mean.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from neoscope.commit import MANIFEST
+from neoscope.delete import belongs
+from neoscope.errors import CheckError, ConflictError, UsageError
+from neoscope.origin import Origin, open_origin
+from neoscope.progress import Progress
+from neoscope.records import CLAIM, RECORDS
+from neoscope.selection import Selection, select
+from neoscope.spec import differing_fields
+from neoscope.storage import REQUESTS_IN_FLIGHT, Store
+from neoscope.verify import Find, held_against, verify
+
+SELECTION = "selection.json"  # put first at a place that holds a part of a run
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+def pull(
+    source: Store,
+    dest: Store,
+    *,
+    layers: str | None,
+    sequences: str | None,
+    neurons: str | None,
+    form: str,
+    progress: Progress,
+) -> str:
+    """Bring a run, or what is selected of it, to `dest`; what was done, in words.
+
+    `layers`, `sequences` and `neurons` are numbers as `0,3,6-11`, None for all; `form` is `zarr` or
+    `safetensors`. Raises ConflictError where `dest` holds anything else, CheckError where a byte of
+    the run is not as recorded, InputError where the run is not committed.
+    """
+    if source.url == dest.url:
+        raise UsageError(f"{dest.url} is the run itself: give another place")
+    origin = open_origin(source)
+    if form == "zarr" and layers is sequences is neurons is None:
+        return pull_run(origin, dest, progress)
+    selection = select(origin.claim, layers=layers, sequences=sequences, neurons=neurons)
+    said = describe(origin, selection)
+    body = json.dumps({**said, "form": form}, indent=2).encode() + b"\n"
+    if form == "safetensors":
+        from neoscope.layer_files import pull_files as pull_part
+    else:
+        from neoscope.excerpt import pull_group as pull_part
+    if form == "safetensors" and not dest.is_local:
+        raise UsageError(f"--to safetensors writes to a local folder, not to {dest.url}")
+    take_place(dest, SELECTION, body)
+    pull_part(origin, dest, selection, said, progress)
+    return f"{dest.url} holds what was selected of {source.url}, every byte of it as recorded"
+
+
+def describe(origin: Origin, selection: Selection) -> dict[str, Any]:
+    """The attributes that say what a selection is a selection of."""
+    return {
+        "selection_of": origin.store.url,
+        "selection_content_digest": origin.manifest["content_digest"],
+        **selection.to_json(),
+    }
+
+
+def pull_run(origin: Origin, dest: Store, progress: Progress) -> str:
+    """A copy of the whole run that is itself a run, its manifest last; what was done, in words."""
+    take_place(dest, CLAIM, origin.read(CLAIM))
+    sizes = {item.key: item.size for item in origin.store.objects() if belongs(item.key)}
+    for key in origin.expected.keys() - sizes.keys():
+        raise CheckError(f"{origin.store.url}/{Find(key, 'is missing')}")
+    held = _sound(origin, dest, progress)
+    wanted = sizes.keys() - held
+
+    def fetch(key: str) -> int:
+        body = origin.read(key)
+        dest.put(key, body)
+        return len(body)
+
+    progress.begin("pulling", sum(sizes[key] for key in wanted), "B")
+    for phase in sorted({_phase(key) for key in wanted}):
+        for size in at_a_time(fetch, sorted(key for key in wanted if _phase(key) == phase)):
+            progress.advance("pulling", size)
+    progress.end()
+    dest.clear_temporary_files()
+    finds = verify(dest, progress, held=origin.expected)
+    if finds:
+        dest.delete([MANIFEST])
+        raise CheckError(f"the copy at {dest.url} is not whole: {finds[0]}")
+    fetched, total = sum(sizes[key] for key in wanted), sum(sizes.values())
+    return (
+        f"{dest.url} is a copy of {origin.store.url}: {len(sizes):,} objects, {total / 1e9:.2f} GB, "
+        f"{fetched / 1e9:.2f} GB of them fetched now, every byte as recorded"
+    )
+
+
+def at_a_time(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """`work` of every item, in order, as many at a time as there may be requests on their way."""
+    with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
+        yield from pool.map(work, items)
+
+
+def take_place(dest: Store, key: str, body: bytes | memoryview) -> None:
+    """Put `body` first of all at a place. ConflictError where there is something else already."""
+    there = dest.get(key)
+    if there is None and (others := dest.objects()):
+        raise ConflictError(
+            f"{dest.url} holds {len(others)} other objects, {min(o.key for o in others)} among them: "
+            "give an empty place"
+        )
+    if there is None:
+        dest.put(key, body)
+    elif there != bytes(body):
+        fields = differing_fields(json.loads(bytes(body)), json.loads(there))
+        raise ConflictError(
+            f"{dest.url} holds something else already: {'; '.join(fields)[:500]}; "
+            "give an empty place"
+        )
+
+
+def _sound(origin: Origin, dest: Store, progress: Progress) -> set[str]:
+    """The keys of the chunks that are at `dest` already, as their records say."""
+    there = {item.key for item in dest.objects()} & origin.expected.keys()
+
+    def check(key: str) -> str | None:
+        bad = isinstance(held_against(key, dest.read(key), origin.expected[key]), Find)
+        return None if bad else key
+
+    progress.begin("checking what is there", len(there), "chunks")
+    sound = set()
+    for key in at_a_time(check, sorted(there)):
+        progress.advance("checking what is there")
+        if key:
+            sound.add(key)
+    progress.end()
+    return sound
+
+
+def _phase(key: str) -> int:
+    """What may be there while what comes later is not: a copy that was broken off is no run that
+    any reader opens, and no worker takes it for one that is recorded."""
+    if key.endswith("/zarr.json"):
+        return 2 if key.count("/") > 1 else 3  # arrays before their group
+    return {CLAIM: 0, MANIFEST: 4}.get(key, 1 if key.startswith(f"{RECORDS}/") else 0)
