@@ -84,7 +84,7 @@ def test_bytes_and_objects_are_those_that_the_run_leaves(
     stored = sum(size for key, (size, *_) in left.items() if "/c/" in key)
     assert stored == found.size if spec.compression == "none" else stored != found.size
     manifest = json.loads(body(url, "manifest.json"))
-    assert found.shape.layers == manifest["model"]["layers"]
+    assert found.shape.layers == manifest["hook"]["layers"]
     assert found.shape.neurons == manifest["model"]["neurons"]
 
 

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 
 import numpy as np
 import torch
-from transformers import GPTNeoConfig, GPTNeoForCausalLM
+from transformers import AutoModel, PreTrainedConfig
 
-from neoscope import hub
+from neoscope.architectures import hook_point
 from neoscope.arrays import LAYER, ArraySchema, array_schemas
 from neoscope.chunks import CHECKSUM_BYTES
 from neoscope.gpt_neo import CPU_SEQUENCES
-from neoscope.model import load_config
+from neoscope.hooks import layer_numbers, neuron_counts
+from neoscope.model import find_model
 from neoscope.random_weights import PUBLISHED_SHAPES, published_config
 from neoscope.spec import RunSpec
 from neoscope.writer import RING
@@ -46,12 +48,14 @@ class Rates:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A model as far as a plan needs it: sizes, and the bytes of its weights and buffers."""
+    """A model as far as a plan needs it: the numbers of the captured layers, sizes, the elements of
+    the matrices of the layers up to the last captured, and the bytes of all weights and buffers."""
 
-    layers: int
+    layers: list[int]
     hidden: int
     heads: int
     neurons: int
+    matrices: int
     weight_bytes: int
 
 
@@ -98,7 +102,7 @@ class Plan:
 def plan(spec: RunSpec) -> Plan:
     """Raises InputError for a model that cannot be found, UnavailableError where only the Hub has it."""
     shape = model_shape(spec)
-    schemas = array_schemas(spec, layers=spec.layers or range(shape.layers), neurons=shape.neurons)
+    schemas = array_schemas(spec, layers=shape.layers, neurons=shape.neurons)
     return Plan(
         spec,
         shape,
@@ -116,24 +120,28 @@ def plan(spec: RunSpec) -> Plan:
 def model_shape(spec: RunSpec) -> Shape:
     """The shape of the spec's model, from the package or from its config.json."""
     config = _config(spec)
-    with torch.device("meta"):  # no memory is taken
-        model = GPTNeoForCausalLM(config).to(getattr(torch, spec.precision))
-    kept = [*model.parameters(), *model.buffers()]
+    point = hook_point(config.model_type, spec.hook, spec.hook_side)
+    with torch.device("meta"):  # no memory is taken, and nothing is computed
+        model = AutoModel.from_config(config, dtype=getattr(torch, spec.precision)).eval()
+    counts = neuron_counts(model, point, spec.layers, spec.forward)
+    layers = layer_numbers(model, point, spec.layers)
+    numbered = [(re.search(r"\.(\d+)\.", name), p) for name, p in model.named_parameters()]
+    text = config.get_text_config()
     return Shape(
-        config.num_layers,
-        config.hidden_size,
-        config.num_heads,
-        model.transformer.h[0].mlp.c_fc.out_features,
-        sum(tensor.nbytes for tensor in kept),
+        layers,
+        text.hidden_size,
+        text.num_attention_heads,
+        max(counts.values()),
+        sum(p.numel() for at, p in numbered if p.dim() > 1 and at and int(at[1]) <= layers[-1]),
+        sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()]),
     )
 
 
-def _config(spec: RunSpec) -> GPTNeoConfig:
+def _config(spec: RunSpec) -> PreTrainedConfig:
     if spec.model in PUBLISHED_SHAPES:
         return published_config(spec.model)
-    return load_config(
-        spec.model, hub.find(f"the model {spec.model}", spec.model, spec.model_revision)
-    )
+    found = find_model(spec.model, revision=spec.model_revision, weights=spec.weights)
+    return found.config
 
 
 def _parts(spec: RunSpec, schemas: dict[str, ArraySchema]) -> list[Part]:
@@ -172,29 +180,30 @@ def _requests(spec: RunSpec, schemas: dict[str, ArraySchema]) -> Requests:
 
 
 def _flops(spec: RunSpec, shape: Shape) -> float:
-    """Of one batch, up to the last layer's first linear map; causal attention counted as full."""
-    hidden, neurons = shape.hidden, shape.neurons
-    attention = 4 * hidden**2 + 2 * hidden * spec.positions
-    multiplications = shape.layers * (attention + 2 * hidden * neurons) - hidden * neurons
+    """Of one batch, up to the MLP's last linear map of the last layer; causal attention counted as full."""
+    attention = (shape.layers[-1] + 1) * 2 * shape.hidden * spec.positions
+    multiplications = shape.matrices + attention - shape.hidden * shape.neurons
     return 2.0 * spec.tokens_per_batch * multiplications
 
 
 def _host_buffers(spec: RunSpec, schemas: dict[str, ArraySchema]) -> int:
     """The layers that are on their way to the store."""
     layer = next(iter(schemas.values()))
-    return RING * math.prod(layer.batch_grid) * layer.chunk_bytes
+    passes = spec.sequences // spec.pass_sequences
+    return RING * math.prod(layer.batch_grid) // passes * layer.chunk_bytes
 
 
 def _working(spec: RunSpec, shape: Shape, *, whole_batch: bool = False) -> int:
     """What the forward pass holds: the shared output, the hidden states, and one block's steps."""
     size = np.dtype("float32").itemsize if spec.precision == "float32" else 2
-    at_once = spec.sequences if whole_batch else min(CPU_SEQUENCES, spec.sequences)
+    tokens = spec.pass_sequences * spec.positions
+    at_once = spec.pass_sequences if whole_batch else min(CPU_SEQUENCES, spec.pass_sequences)
     if spec.forward == "reference":
-        at_once = spec.sequences
+        at_once = spec.pass_sequences
     block = at_once * spec.positions * (2 * shape.neurons + 6 * shape.hidden)
     if spec.forward == "reference":  # scores and their softmax are kept in full
-        block += 2 * spec.tokens_per_batch * spec.positions * shape.heads
-    return size * (spec.tokens_per_batch * (shape.neurons + 2 * shape.hidden) + block)
+        block += 2 * tokens * spec.positions * shape.heads
+    return size * (tokens * (shape.neurons + 2 * shape.hidden) + block)
 
 
 def lines(found: Plan, rates: Rates) -> list[str]:
@@ -202,7 +211,7 @@ def lines(found: Plan, rates: Rates) -> list[str]:
     spec, requests = found.spec, found.requests
     sequences = spec.sequences * spec.total_batches
     rows = [
-        f"{spec.model}: {found.shape.layers} layers of {found.shape.neurons:,} neurons, "
+        f"{spec.model}: {len(found.shape.layers)} layers of {found.shape.neurons:,} neurons, "
         f"{_gb(found.shape.weight_bytes)} of weights in {spec.precision}",
         f"tokens     {spec.tokens_per_batch * spec.total_batches:,} in {sequences:,} sequences of "
         f"{spec.positions}: {_count(spec.partitions, 'partition')} of "
