@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 import jsonschema
+import jsonschema_rs
 import pytest
 
 from neoscope import sealed
@@ -178,7 +179,7 @@ def broken(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_nothing_that_breaks_the_schema_is_written(record: dict[str, Any]) -> None:
     for document in broken(record):
-        with pytest.raises(jsonschema.ValidationError):
+        with pytest.raises(jsonschema_rs.ValidationError):
             sealed.dump("record", document)
 
 
@@ -198,7 +199,7 @@ def test_nothing_that_breaks_the_schema_is_read(record: dict[str, Any]) -> None:
 def test_a_value_that_json_does_not_have_is_never_written(record: dict[str, Any]) -> None:
     for part, name in ((record["arrays"]["MLP_0"]["summary"], "total"), (record["timings"], "x")):
         part[name] = float("nan")
-        with pytest.raises(ValueError, match="JSON"):
+        with pytest.raises((ValueError, jsonschema_rs.ValidationError)):
             sealed.dump("record", record)
         part[name] = 0.0
 

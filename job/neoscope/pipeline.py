@@ -10,7 +10,9 @@ import contextlib
 import ctypes
 import dataclasses
 import functools
+import importlib
 import platform
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -72,6 +74,8 @@ def store_partition(
     _keep_memory_flat()
     target = pick_device(device)
     environment = _environment(target)
+    # It takes a second to compile: beside the text and the weights, not in the first layer's hook.
+    threading.Thread(target=importlib.import_module, args=["neoscope.kernel"], daemon=True).start()
     with _timed(timings, "prepare"):
         prepared = prepare(spec, claim, partition, last, text_paths, target, progress)
         if claim is None:

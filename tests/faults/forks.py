@@ -170,12 +170,13 @@ def _become(request: dict[str, Any]) -> None:
 def _warm() -> None:
     import boto3  # noqa: F401
     import datasets  # noqa: F401
-    import jsonschema  # noqa: F401
+    import jsonschema_rs  # noqa: F401
     import obstore.auth.boto3  # noqa: F401
     import torch
     import zarr  # noqa: F401
 
     import neoscope.delete
+    import neoscope.kernel
     import neoscope.pipeline
     import neoscope.recompute
     import neoscope.status
