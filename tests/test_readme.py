@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from conftest import ROOT, invoke
-from neoscope import open_run
+from neoscope import by_length, open_run, open_statistics
 from neoscope.cli import EXIT_CODES, cli
 from neoscope.text import SAMPLE_FILE
 
@@ -57,10 +57,12 @@ def test_it_lists_the_objects_that_a_run_leaves() -> None:
 
 
 EXAMPLES = [
-    code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "open_run" in code
+    code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "open_" in code
 ]
 (HISTOGRAMS,) = [code for code in EXAMPLES if "hist(" in code]
 (CORRELATIONS,) = [code for code in EXAMPLES if "corr(" in code]
+(STATISTICS,) = [code for code in EXAMPLES if "open_statistics" in code]
+(ROWS,) = [code for code in EXAMPLES if "shuffled_rows" in code]
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +135,21 @@ def test_the_correlations_are_those_of_every_neuron_with_token_length(run: str) 
             f"neuron {best} has {expected[best]:+.3f}"
         )
     np.testing.assert_allclose(names["r"], expected, atol=1e-12)
+
+
+def test_the_statistics_say_the_same_as_the_activations(run: str) -> None:
+    from_activations = execute(CORRELATIONS, run)[0]["r"]
+    from_statistics = by_length.correlation(open_statistics(run))
+    np.testing.assert_allclose(from_statistics.values[-1], from_activations, atol=1e-10)
+    assert execute(STATISTICS, run)[1].startswith("most: 0.")
+
+
+def test_the_rows_to_train_on_are_every_token_once_in_another_order(run: str) -> None:
+    shuffled_rows = execute(ROWS, run)[0]["shuffled_rows"]
+    found = list(shuffled_rows(run, "MLP_1", rows=100, sequences=4))
+    assert {len(batch) for batch in found[:2]} == {100}
+    arrays = open_run(run).load()
+    expected = arrays["MLP_1"].values[arrays.token_length.values > 0]
+    rows = np.concatenate(found)
+    assert not np.array_equal(rows, expected)
+    np.testing.assert_array_equal(rows[np.lexsort(rows.T)], expected[np.lexsort(expected.T)])
