@@ -8,6 +8,7 @@ What is expected is put together here, from the parts of each block, without the
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ import neoscope
 from neoscope.architectures import ARCHITECTURES
 from neoscope.errors import InputError, UsageError
 from neoscope.hooks import stream, uses_fast_path
+from neoscope.plan import model_shape
 from neoscope.prepare import _neurons
 from neoscope.spec import RunSpec
 
@@ -116,6 +118,21 @@ def test_capture_is_what_plain_hooks_see_on_the_eager_model(model_type: str) -> 
         f"| `{model_type}` | `{point.module}` | {point.side} | {'ours' if ours else attention} "
         f"| {max(d / s for d, s in zip(differences, sizes, strict=True)):.1e} |"
     )
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_a_plan_knows_its_shape_from_the_configuration_alone(
+    model_type: str, tmp_path: Path
+) -> None:
+    model = build(model_type)
+    model.config.save_pretrained(tmp_path)
+    shape = model_shape(RunSpec(model=str(tmp_path), layers=(0, 1)))
+    captured = neoscope.capture(model, tokens(), layers=[0, 1])
+    assert (shape.layers, shape.hidden, shape.heads) == ([0, 1], 32, 4)
+    assert {values.shape[2] for values in captured.values()} == {shape.neurons}
+    decoder = model.base_model
+    kept = [*decoder.parameters(), *decoder.buffers()]
+    assert shape.weight_bytes == sum(tensor.nbytes for tensor in kept)
 
 
 # Other modules, some of the layers

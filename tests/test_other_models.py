@@ -146,6 +146,10 @@ def values(group: zarr.Group, name: str) -> np.ndarray[Any, Any]:
     return np.asarray(group[name][...])  # type: ignore[index]
 
 
+def statistics(url: Path) -> zarr.Group:
+    return zarr.open_group(url / "statistics.zarr", mode="r")
+
+
 def loaded(url: Path, name: str) -> dict[str, Any]:
     return dict(json.loads((url / name).read_bytes()))
 
@@ -230,8 +234,15 @@ def test_some_layers_of_another_module_are_a_run_too(llama: Path, tmp_path: Path
     assert attributes["layer"] == 2
     assert "layers 0, 2" in str(group.attrs["description"])
     assert loaded(url, "manifest.json")["checks"]["layers"]["expected"] == 2
+    assert values(statistics(url), "layer").tolist() == [0, 2]
     done = invoke("verify", url, "--recompute", "2")
     assert done.code == 0, done.err + done.out
+    done = invoke("pull", url, tmp_path / "part", "--layers", "2")
+    assert done.code == 0, done.err
+    part = zarr.open_group(tmp_path / "part" / "activations.zarr", mode="r")
+    np.testing.assert_array_equal(values(part, "MLP_2"), values(group, "MLP_2"))
+    done = invoke("pull", url, tmp_path / "none", "--layers", "1")
+    assert (done.code, "has no number 1; it has 0,2" in done.err) == (2, True), done.err
 
 
 def test_the_reference_forward_is_transformers_eager_one(llama: Path, tmp_path: Path) -> None:
@@ -287,6 +298,10 @@ def test_passes_over_a_part_of_a_batch_give_the_same_values(
     group = made(url, model, "--batches", "2", "--sequences-per-pass", sequences)
     for array in whole.array_keys():
         np.testing.assert_array_equal(values(group, array), values(whole, array))
+    for array in statistics(url).array_keys():
+        np.testing.assert_array_equal(
+            values(statistics(url), array), values(statistics(undivided), array)
+        )
     theirs, mine = (loaded(place, "manifest.json") for place in (undivided, url))
     assert mine["arrays"]["MLP_0"]["chunks"][0] == min(sequences, 2)
     if sequences >= 2:  # the same chunks, and so the same bytes

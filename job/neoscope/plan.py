@@ -16,12 +16,14 @@ import re
 import numpy as np
 import torch
 from transformers import AutoModel, PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
 
-from neoscope.architectures import hook_point
+from neoscope.architectures import HookPoint, hook_point
 from neoscope.arrays import LAYER, ArraySchema, array_schemas
 from neoscope.chunks import CHECKSUM_BYTES
+from neoscope.errors import InputError
 from neoscope.gpt_neo import CPU_SEQUENCES
-from neoscope.hooks import layer_numbers, neuron_counts
+from neoscope.hooks import hook_points, layer_numbers
 from neoscope.model import find_model
 from neoscope.random_weights import PUBLISHED_SHAPES, published_config
 from neoscope.spec import RunSpec
@@ -123,18 +125,31 @@ def model_shape(spec: RunSpec) -> Shape:
     point = hook_point(config.model_type, spec.hook, spec.hook_side)
     with torch.device("meta"):  # no memory is taken, and nothing is computed
         model = AutoModel.from_config(config, dtype=getattr(torch, spec.precision)).eval()
-    counts = neuron_counts(model, point, spec.layers, spec.forward)
     layers = layer_numbers(model, point, spec.layers)
+    modules = hook_points(model, point, spec.layers)
     numbered = [(re.search(r"\.(\d+)\.", name), p) for name, p in model.named_parameters()]
     text = config.get_text_config()
     return Shape(
         layers,
         text.hidden_size,
         text.num_attention_heads,
-        max(counts.values()),
+        max(_width(module, point) for module in modules.values()),
         sum(p.numel() for at, p in numbered if p.dim() > 1 and at and int(at[1]) <= layers[-1]),
         sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()]),
     )
+
+
+def _width(module: torch.nn.Module, point: HookPoint) -> int:
+    """Values of one token on the hook's side of a module, from its weights: nothing is run."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.dim() > 2:
+        raise InputError(
+            f"what {point.module} gives is known only once it runs: there is no plan of it"
+        )
+    if weight.dim() == 1:
+        return weight.shape[0]
+    out, into = reversed(weight.shape) if isinstance(module, Conv1D) else weight.shape
+    return int(out if point.side == "output" else into)
 
 
 def _config(spec: RunSpec) -> PreTrainedConfig:
