@@ -228,10 +228,11 @@ def pull_command(
 def plan_command(text_paths: tuple[Path, ...], **options: Any) -> None:
     """Tell what `neoscope run` with the same options will leave and take, and compute nothing.
 
-    Bytes, objects and requests are exact but for compression. Rates give time and price: give those
+    Bytes of arrays, objects and requests are exact but for compression. Rates give time and price: give those
     of your machines and your storage. The shapes of the three GPT-Neo are known without the Hub.
     """
-    from neoscope.plan import Rates, lines, plan
+    from neoscope.plan import plan
+    from neoscope.price import Rates, lines
     from neoscope.run import spec_of
 
     rates = Rates(**{field.name: options.pop(field.name) for field in dataclasses.fields(Rates)})
