@@ -22,6 +22,13 @@ run-local: $(READY) ## Starts MinIO and runs neoscope into it (ARGS="--batches 2
 	@$(BIN)/python $(MINIO) start
 	@FRESH=$(FRESH) $(BIN)/python job/local/run.py $(ARGS)
 
+report: $(READY) ## Makes the page of the last local run, .minio/report.html, and opens it
+	@test -f .minio/run || { echo "there is no local run yet: make run-local"; exit 3; }
+	@$(BIN)/python $(MINIO) start
+	@if [ -f .minio/env ]; then . ./.minio/env; fi; \
+		$(BIN)/neoscope report "$$(cat .minio/run)" --file .minio/report.html
+	@$(BIN)/python -m webbrowser "file://$(CURDIR)/.minio/report.html" >/dev/null || true
+
 stop-local: ## Stops that MinIO; what is stored stays
 	@$(or $(wildcard $(BIN)/python),$(PYTHON)) $(MINIO) stop
 

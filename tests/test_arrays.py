@@ -47,7 +47,7 @@ CPU = torch.device("cpu")
 
 def schemas(layers: int = 2, neurons: int = 6, **fields: Any) -> dict[str, ArraySchema]:
     spec = RunSpec(**{"sequences": 8, "positions": 5, "batches": 2, **fields})
-    return array_schemas(spec, layers=layers, neurons=neurons)
+    return array_schemas(spec, layers=range(layers), neurons=neurons)
 
 
 def several_columns(**fields: Any) -> ArraySchema:
@@ -98,14 +98,14 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_chunks_follow_the_rule(
     dimensions: tuple[int, int, int], expected: tuple[int, int, int]
 ) -> None:
-    assert layer_chunks(*dimensions) == expected
+    assert layer_chunks(*dimensions, dimensions[0]) == expected
 
 
 @given(st.integers(1, 64), st.integers(1, 4096), st.integers(1, 12_000))
 def test_chunks_are_the_largest_that_the_rule_allows(
     sequences: int, positions: int, neurons: int
 ) -> None:
-    rows, all_positions, columns = layer_chunks(sequences, positions, neurons)
+    rows, all_positions, columns = layer_chunks(sequences, positions, neurons, sequences)
     assert all_positions == positions
     divisors = [n for n in range(1, sequences + 1) if sequences % n == 0]
     assert rows == max((n for n in divisors if n <= sequences / 4), default=1)
@@ -118,7 +118,7 @@ def test_chunks_are_the_largest_that_the_rule_allows(
 
 
 def test_a_run_of_the_125m_shape_has_twelve_layers_and_two_tables() -> None:
-    found = array_schemas(RunSpec(), layers=12, neurons=3072)
+    found = array_schemas(RunSpec(), layers=range(12), neurons=3072)
     assert list(found) == [*(f"MLP_{layer}" for layer in range(12)), "token_ids", "token_length"]
     assert {found[f"MLP_{layer}"].shape for layer in range(12)} == {(16, 512, 3072)}
     assert found["MLP_11"].chunk_bytes == 6_291_456
@@ -144,7 +144,7 @@ def test_sequences_of_all_partitions_and_batches_follow_each_other() -> None:
 def test_batches_tile_the_grid_without_overlap(
     rows: int, positions: int, neurons: int, total: int, columns: int
 ) -> None:
-    chosen = layer_chunks(rows, positions, neurons * columns)
+    chosen = layer_chunks(rows, positions, neurons * columns, rows)
     layer = ArraySchema(
         "MLP_3",
         (rows * total, positions, neurons * columns),

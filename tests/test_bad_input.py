@@ -110,7 +110,7 @@ MODELS = [
     Bad(f"run {{place}} --model {{folder}}/gone {SAMPLE}", 3, "gone"),
     Bad(f"run {{place}} --model ./gone {SAMPLE}", 3, "./gone"),
     Bad(f"run {{place}} --model {{nothing}} {SAMPLE}", 3, "nothing"),
-    Bad(f"run {{place}} --model {{gpt2}} {SAMPLE}", 3, "is a gpt2"),
+    Bad(f"run {{place}} --model {{t5}} {SAMPLE}", 3, "is a t5, which"),
     Bad(f"run {{place}} --model {{no_weights}} {SAMPLE}", 3, "no_weights"),
     Bad(f"run {{place}} --model {{lacking}} {SAMPLE}", 3, "transformer.h.1.mlp.c_fc.weight"),
     Bad(f"run {{place}} --model {{other_shape}} {SAMPLE}", 3, "other_shape"),
@@ -121,6 +121,8 @@ MODELS = [
     Bad(f"{RUN} --tokenizer {{nothing}}", 3, "nothing"),
     Bad(f"{RUN} --tokenizer {{large_tokenizer}}", 3, "does not fit the model: it has 600 tokens"),
     Bad(f"{RUN} --tokenizer {{no_eos}} --separator eos", 3, "no end-of-text token"),
+    Bad(f"{RUN} --tokenizer {{no_eos}} --bos", 3, "no beginning-of-sequence token"),
+    Bad(f"run {{place}} --model {{relu}} {SAMPLE}", 3, "'relu': use --forward reference"),
     Bad(f"{RUN} --sequences 1 --positions 65", 3, "--positions 65 is longer than the model's 64"),
     Bad(f"run {{place}} --model {{nan}} {SAMPLE}", 5, "not finite"),
     Bad(f"run {{place}} --model {{huge}} {SAMPLE} --store-dtype float16", 5, "--store-dtype"),
@@ -206,11 +208,12 @@ def models(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     changed("nan", "transformer.h.1.mlp.c_fc.bias", float("nan"))
     changed("huge", "transformer.h.1.mlp.c_fc.bias", 1e6)
     (root / "nothing").mkdir()
-    edit(copy("gpt2") / "config.json", model_type="gpt2", architectures=["GPT2LMHeadModel"])
+    edit(copy("t5") / "config.json", model_type="t5")
     (copy("no_weights") / "model.safetensors").unlink()
     state = weights.state_dict()
     del state["transformer.h.1.mlp.c_fc.weight"]
     weights.save_pretrained(copy("lacking"), state_dict=state)
+    edit(copy("relu") / "config.json", activation_function="relu")
     edit(copy("other_shape") / "config.json", hidden_size=32)
     cut = copy("cut_weights") / "model.safetensors"
     cut.write_bytes(cut.read_bytes()[:-100])

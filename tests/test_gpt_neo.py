@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from neoscope import gpt_neo
+from neoscope.errors import InputError
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SMALL = {"hidden_size": 64, "num_heads": 4, "window_size": 16, "max_position_embeddings": 64}
@@ -171,27 +172,26 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def operations(model: GPTNeoForCausalLM, ids: torch.Tensor, last_layer: int | None) -> list[str]:
+def operations(model: GPTNeoForCausalLM, ids: torch.Tensor) -> list[str]:
     with Operations() as mode:
         run_hooked(
             model,
             lambda *_: mode.names.append("hook"),
-            lambda: gpt_neo.forward(model, ids, last_layer=last_layer),
+            lambda: gpt_neo.forward(model, ids),
         )
     return mode.names
 
 
-@pytest.mark.parametrize(("last_layer", "hooks"), [(None, 4), (3, 4), (2, 3), (0, 1)])
-def test_hooks_fire_once_a_layer_and_nothing_runs_after_the_last(last_layer, hooks):
-    names = operations(build(SMALL), tokens(5, 40), last_layer)
-    assert names.count("hook") == hooks
+def test_hooks_fire_once_a_layer_and_nothing_runs_after_the_last():
+    names = operations(build(SMALL), tokens(5, 40))
+    assert names.count("hook") == 4
     assert names[-1] == "hook"
 
 
 def test_the_window_mask_is_made_once_and_only_where_it_is_needed():
     model = build(SMALL, attention_types=[[["local"], 4]])
     for positions, masks in [(16, 0), (17, 1), (64, 1)]:
-        names = operations(model, tokens(2, positions), None)
+        names = operations(model, tokens(2, positions))
         assert sum("bitwise_and" in name for name in names) == masks
 
 
@@ -258,7 +258,7 @@ def test_a_model_can_be_trained_after_a_forward_in_inference_mode():
 
 
 def test_refuses_another_activation():
-    with pytest.raises(ValueError, match=r"'gelu_new'.*'gelu'"):
+    with pytest.raises(InputError, match=r"'gelu_new'.*'gelu'"):
         gpt_neo.forward(build(SMALL, activation_function="gelu"), tokens(1, 4))
 
 
@@ -266,21 +266,15 @@ def test_refuses_another_activation():
 def test_refuses_dropout_in_training_mode_only(kind):
     model = build(SMALL, **{kind: 0.1})
     gpt_neo.forward(model, tokens(1, 4))
-    with pytest.raises(ValueError, match=r"dropout 0\.1.*model\.eval"):
+    with pytest.raises(InputError, match=r"dropout 0\.1.*model\.eval"):
         gpt_neo.forward(model.train(), tokens(1, 4))
     gpt_neo.forward(build(SMALL).train(), tokens(1, 4))
 
 
 @pytest.mark.parametrize("ids_shape", [(2, 65), (2, 0), (4,)])
 def test_refuses_token_ids_that_do_not_fit(ids_shape):
-    with pytest.raises(ValueError, match="with 1 to 64 positions, and are"):
+    with pytest.raises(InputError, match="with 1 to 64 positions, and are"):
         gpt_neo.forward(build(SMALL), torch.zeros(ids_shape, dtype=torch.int64))
-
-
-@pytest.mark.parametrize("last_layer", [-1, 4])
-def test_refuses_a_layer_that_is_not_there(last_layer):
-    with pytest.raises(ValueError, match=f"last_layer {last_layer} is not in 0 to 3"):
-        gpt_neo.forward(build(SMALL), tokens(1, 4), last_layer=last_layer)
 
 
 class Adapted(torch.nn.Linear):
@@ -300,11 +294,11 @@ def adapt(model: GPTNeoForCausalLM, path: str) -> None:
 def test_refuses_another_c_fc():
     model, replaced = build(SMALL), build(SMALL)
     adapt(model, "transformer.h.2.mlp.c_fc")
-    with pytest.raises(ValueError, match=r"h\.2\.mlp\.c_fc is not a plain .*Adapted"):
+    with pytest.raises(InputError, match=r"h\.2\.mlp\.c_fc is not a plain .*Adapted"):
         gpt_neo.forward(model, tokens(1, 4))
     c_fc = replaced.transformer.h[1].mlp.c_fc
     c_fc.forward = lambda x: torch.nn.functional.linear(x, c_fc.weight)
-    with pytest.raises(ValueError, match=r"h\.1\.mlp\.c_fc .*replaced"):
+    with pytest.raises(InputError, match=r"h\.1\.mlp\.c_fc .*replaced"):
         gpt_neo.forward(replaced, tokens(1, 4))
 
 

@@ -12,6 +12,7 @@ import xarray
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 import neoscope
+from neoscope.architectures import ARCHITECTURES
 from neoscope.errors import InputError
 from neoscope.hooks import capture, hook_points, stream
 
@@ -233,7 +234,7 @@ def test_the_packages_names_are_functions_whatever_was_imported_before() -> None
 
 
 def test_hook_points_are_every_blocks_c_fc(model: GPTNeoForCausalLM) -> None:
-    points = hook_points(model)
+    points = hook_points(model, ARCHITECTURES["gpt_neo"])
     assert list(points) == ["MLP_0", "MLP_1", "MLP_2", "MLP_3"]
     for layer, module in enumerate(points.values()):
         assert module is model.get_submodule(f"transformer.h.{layer}.mlp.c_fc")

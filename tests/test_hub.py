@@ -177,7 +177,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
     tensors = {name: torch.from_numpy(value) for name, value in weights.items()}
     torch.save(tensors, pickled / "pytorch_model.bin")
     (pickled / "model.safetensors").unlink()
-    change_config(model("gpt2"), model_type="gpt2")
+    change_config(model("t5"), model_type="t5")
     change_config(model("wrong-type"), hidden_size="sixteen")
     (model("no-json") / "config.json").write_text("{")
     bare = model("no-vocabulary")
@@ -389,7 +389,7 @@ MODELS = {
     "no such repository": ("absent", "is not on the Hub"),
     "not for everybody": ("tiny-private", "is not on the Hub, or not for everybody"),
     "gated": ("tiny-gated", "is gated: ask for access on its page"),
-    "not a GPT-Neo": ("gpt2", "is a gpt2: neoscope runs GPT-Neo models"),
+    "not a decoder": ("t5", "is a t5, which transformers has no decoder of"),
     "no JSON for a configuration": ("no-json", "is not a valid JSON file"),
     "a configuration of odd types": ("wrong-type", "its files are damaged"),
     "no weights": ("weightless", "does not appear to have a file named"),

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
+from neoscope.errors import InputError
 from neoscope.lengths import (
     histogram,
     length_table,
@@ -91,13 +92,15 @@ def test_known_lengths(tokenizer: Any, strings: list[str], text: str, expected: 
 
 def test_the_strings_are_not_cleaned_up_even_where_the_tokenizer_would() -> None:
     """transformers spares byte-level vocabularies from it, and no others."""
-    spaced = [" .", " ,", " n't", "[UNK]"]
+    spaced = ["a", " .", " ,", " n't", "[UNK]"]
     model = WordLevel({text: number for number, text in enumerate(spaced)}, unk_token="[UNK]")
     tidy = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(model), clean_up_tokenization_spaces=True
     )
-    assert tidy.decode([0]) == "."
-    assert vocabulary_strings(tidy) == spaced
+    assert tidy.decode([1]) == "."
+    assert vocabulary_strings(tidy) == [
+        f" {text}" for text in spaced
+    ]  # words, told apart by a space
 
 
 def test_end_of_text_is_the_only_special_token_of_gpt2(tokenizer: Any) -> None:
@@ -106,7 +109,7 @@ def test_end_of_text_is_the_only_special_token_of_gpt2(tokenizer: Any) -> None:
 
 def test_a_token_too_long_for_16_bits_is_refused() -> None:
     assert length_table(["x" * 65_535], [])[0] == 65_535
-    with pytest.raises(ValueError, match="65536"):
+    with pytest.raises(InputError, match="65536"):
         length_table(["x" * 65_536], [])
 
 

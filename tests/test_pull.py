@@ -165,6 +165,23 @@ def test_a_run_that_keeps_no_layers_is_copied_and_has_none_to_select(
     np.testing.assert_array_equal(found.token_ids, open_run(url).token_ids[[3, 9]])
 
 
+def test_layers_go_by_the_numbers_that_they_have_in_the_model(
+    request: pytest.FixtureRequest, small_model: Path, tmp_path: Path
+) -> None:
+    url = make("folder", request, small_model, "--layers", "0,2")
+    pull(url, tmp_path / "part", "--layers", "2")
+    found = opened(str(tmp_path / "part"))
+    assert list(found.data_vars) == ["MLP_2"]
+    np.testing.assert_array_equal(found.MLP_2, open_run(url).MLP_2)
+    done = invoke("pull", url, tmp_path / "none", "--layers", "0-2")
+    assert done.code == 2 and "it has 0,2" in done.err
+
+
+def test_the_environment_of_a_run_selects_nothing(run: str, tmp_path: Path) -> None:
+    done = invoke("pull", run, tmp_path / "copy", NEOSCOPE_SEQUENCES="8", NEOSCOPE_LAYERS="0")
+    assert done.code == 0 and "is a copy of" in done.out
+
+
 def test_a_missing_chunk_of_the_run_is_named_before_anything_is_fetched(
     request: pytest.FixtureRequest, small_model: Path, tmp_path: Path
 ) -> None:

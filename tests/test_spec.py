@@ -35,6 +35,10 @@ OTHER_VALUES: dict[str, Any] = {
     "store_dtype": "float16",
     "forward": "reference",
     "compression": "lz4",
+    "hook": "model.layers.*.mlp",
+    "hook_side": "input",
+    "layers": (0, 2),
+    "sequences_per_pass": 4,
     "text": (FILE,),
 }
 
@@ -179,6 +183,51 @@ def test_canonical_json_has_one_form_and_no_nan() -> None:
         canonical_json(float("nan"))
 
 
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [
+        ("0", (0,)),
+        ("0,3,6-11", (0, 3, 6, 7, 8, 9, 10, 11)),
+        ("3, 1-2 ,1", (1, 2, 3)),
+        ("4-4", (4,)),
+    ],
+)
+def test_layers_are_numbers_and_ranges(text: str, layers: tuple[int, ...]) -> None:
+    assert make_spec(layers=text).layers == layers
+
+
+@pytest.mark.parametrize("text", ["", ",", "a", "-1", "3-1", "1-", "0;1", "1.5", "9" * 6])
+def test_what_is_no_list_of_layers_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="give one such as 0,3,6-11"):
+        make_spec(layers=text)
+
+
+def test_the_side_of_a_hook_is_its_output_unless_said() -> None:
+    hook = "model.layers.*.mlp.gate_proj"
+    assert make_spec(hook=hook) == make_spec(hook=hook, hook_side="output")
+    assert make_spec(hook=hook) != make_spec(hook=hook, hook_side="input")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"hook_side": "input"}, "--hook-side input goes with --hook only"),
+        ({"hook": "model.layers.3.mlp"}, "has 0 stars: give exactly one"),
+        ({"hook": "model.layers.*.experts.*.up"}, "has 2 stars: give exactly one"),
+        ({"bos": True, "positions": 1}, "--bos takes the first of --positions 1"),
+        ({"sequences_per_pass": 3}, "--sequences-per-pass 3 .* give one of 1, 2, 4, 8, 16"),
+        ({"sequences_per_pass": 0}, "--sequences-per-pass 0 .* give one of"),
+        ({"sequences_per_pass": 32}, "--sequences-per-pass 32 .* give one of"),
+    ],
+    ids=str,
+)
+def test_options_of_hook_and_pass_that_do_not_fit_are_refused(
+    options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        make_spec(**options)
+
+
 # The command line and the environment
 
 
@@ -207,7 +256,9 @@ def another_value(option: click.Option) -> str:
         return str(next(choice for choice in option.type.choices if choice != option.default))
     if isinstance(option.type, click.types.IntParamType):
         return "7"
-    return "true" if option.is_flag else "something"
+    if option.is_flag:
+        return "false" if option.default else "true"
+    return "something"
 
 
 @pytest.mark.parametrize("option", RUN_OPTIONS, ids=lambda option: option.name)
@@ -215,7 +266,9 @@ def test_every_option_of_run_can_be_set_in_the_environment(
     option: click.Option, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     value = another_value(option)
-    words = [option.opts[0]] if option.is_flag else [option.opts[0], value]
+    words = [option.opts[0], value]
+    if option.is_flag:
+        words = option.secondary_opts[:1] if option.default else option.opts[:1]
     given = parsed("run", "somewhere", *words).params
     assert given != parsed("run", "somewhere").params
     monkeypatch.setenv(variable(option), value)
@@ -229,10 +282,11 @@ def test_an_option_on_the_command_line_wins_over_the_environment(
 ) -> None:
     if option.is_flag:
         return  # there is no word against it
-    plain = str(option.default) if isinstance(option.default, (str, int)) else "0"
+    without = option.type.choices[-1] if isinstance(option.type, click.Choice) else "0"
+    plain = str(option.default) if isinstance(option.default, (str, int)) else without
     monkeypatch.setenv(variable(option), another_value(option))
     found = parsed("run", "somewhere", option.opts[0], plain).params[str(option.name)]
-    assert found in (option.default, 0, "0", (Path("0"),))
+    assert found in (option.default, 0, without, (Path("0"),))
 
 
 def test_the_output_can_be_set_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

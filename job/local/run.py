@@ -68,6 +68,7 @@ def main(arguments: list[str]) -> int:
     if code == REFUSED:
         print("To make it anew: make run-local FRESH=1", file=sys.stderr)
     if code == 0:
+        (minio.DIRECTORY / "run").write_text(f"{output}\n")  # for `make report`
         keys = "" if given else " && source .minio/env"
         print(f"In a new shell, first: source .venv/bin/activate{keys}")
     return code

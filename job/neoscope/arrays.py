@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -70,12 +71,12 @@ class ArraySchema:
         }
 
 
-def array_schemas(spec: RunSpec, *, layers: int, neurons: int) -> dict[str, ArraySchema]:
+def array_schemas(spec: RunSpec, *, layers: Sequence[int], neurons: int) -> dict[str, ArraySchema]:
     """Every array of a run by name: `MLP_0` and on if activations are stored, then `token_ids` and
     `token_length`."""
     rows, positions = spec.sequences, spec.positions
     total = rows * spec.total_batches
-    chunks = layer_chunks(rows, positions, neurons)
+    chunks = layer_chunks(rows, positions, neurons, spec.pass_sequences)
     layer = ("sequence", "position", "neuron")
     schemas = [
         ArraySchema(
@@ -87,7 +88,7 @@ def array_schemas(spec: RunSpec, *, layers: int, neurons: int) -> dict[str, Arra
             rows,
             spec.compression,
         )
-        for index in range(layers if spec.arrays else 0)
+        for index in (layers if spec.arrays else ())
     ]
     schemas += [
         ArraySchema(name, (total, positions), dtype, (rows, positions), layer[:2], rows)
@@ -96,10 +97,17 @@ def array_schemas(spec: RunSpec, *, layers: int, neurons: int) -> dict[str, Arra
     return {schema.name: schema for schema in schemas}
 
 
-def layer_chunks(sequences: int, positions: int, neurons: int) -> tuple[int, int, int]:
-    """The chunk of a layer: the largest divisor of `sequences` not above a quarter, all positions,
-    and neurons in the fewest even parts that keep it at MAX_CHUNK_ELEMENTS or less."""
-    rows = max(n for n in range(1, max(1, sequences // 4) + 1) if sequences % n == 0)
+def layer_chunks(
+    sequences: int, positions: int, neurons: int, pass_sequences: int
+) -> tuple[int, int, int]:
+    """The chunk of a layer: sequences, all positions, and neurons in the fewest even parts that keep it
+    at MAX_CHUNK_ELEMENTS or less.
+
+    Its sequences are the largest divisor of those of a pass that is not above a quarter of a batch's
+    `sequences`, so that no chunk waits for a second pass.
+    """
+    quarter = max(1, sequences // 4)
+    rows = max(n for n in range(1, quarter + 1) if pass_sequences % n == 0)
     columns = next(
         neurons // parts
         for parts in range(1, neurons + 1)

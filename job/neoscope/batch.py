@@ -6,7 +6,8 @@ is, where it comes from, or what becomes of a batch.
 
 Batch k is tokens [n k, n (k + 1)) of the stream: documents are joined in order with nothing
 between them (or one separator token after each), and the rest of a cut document begins the next
-batch.
+batch. A beginning-of-sequence token is put before the text of each sequence, is of no document, and
+takes one of its positions.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def batches(
     sequences: int,
     positions: int,
     separator: int | None = None,
+    bos: int | None = None,
     offset: int = 0,
 ) -> Iterator[Batch]:
     """Batches of `sequences x positions` tokens until the stream ends; a last incomplete one is an error.
@@ -69,7 +71,7 @@ def batches(
     Raises InputError when the text ends inside a batch, so that a caller who needs no further batch
     must not ask for one.
     """
-    size = sequences * positions
+    size = sequences * (positions if bos is None else positions - 1)
     skip, have = offset, 0
     parts: list[npt.NDArray[np.int32]] = []
     spans: list[Span] = []
@@ -96,7 +98,7 @@ def batches(
                 break
             whole = used == len(tokens)
             yield Batch(
-                token_ids=np.concatenate(parts).reshape(sequences, positions),
+                token_ids=_sequences(np.concatenate(parts), sequences, bos),
                 documents=tuple(spans),
                 position={
                     "stream": stream.position() if whole else before,
@@ -106,3 +108,11 @@ def batches(
             parts, spans, have = [], [], 0
             if whole:
                 break
+
+
+def _sequences(
+    tokens: npt.NDArray[np.int32], sequences: int, bos: int | None
+) -> npt.NDArray[np.int32]:
+    """Tokens in rows [sequence, position], each begun with `bos` where there is one."""
+    rows = tokens.reshape(sequences, -1)
+    return rows if bos is None else np.insert(rows, 0, bos, axis=1)

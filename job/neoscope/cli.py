@@ -179,10 +179,13 @@ def verify_command(
 @cli.command(name="pull", epilog=EXIT_CODES)
 @output_argument
 @click.argument("dest")
-@option("--layers", metavar="NUMBERS", help="Only these layers: 0,3,6-11.")
-@option("--sequences", metavar="NUMBERS", help="Only these sequences, from 0 over the whole run.")
-@option("--neurons", metavar="NUMBERS", help="Only these neurons of every layer.")
-@option(
+# Not in the environment: NEOSCOPE_SEQUENCES and NEOSCOPE_LAYERS are those of a run.
+@click.option("--layers", metavar="NUMBERS", help="Only these layers: 0,3,6-11.")
+@click.option(
+    "--sequences", metavar="NUMBERS", help="Only these sequences, from 0 over the whole run."
+)
+@click.option("--neurons", metavar="NUMBERS", help="Only these neurons of every layer.")
+@click.option(
     "--to",
     "form",
     type=click.Choice(["zarr", "safetensors"]),

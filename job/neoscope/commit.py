@@ -94,7 +94,10 @@ def manifest_content(
     counts = manifest["tokens"]["length"]["histogram"]
     if claim["spec"]["statistics"] and counts:
         merged = stored_statistics.merge_partitions(
-            store, _last_of_each(records), {int(length): n for length, n in counts.items()}
+            store,
+            _last_of_each(records),
+            claim["hook"]["layers"],
+            {int(length): n for length, n in counts.items()},
         )
         objects = stored_statistics.zarr_objects(merged, group)
         manifest["statistics"] = stored_statistics.manifest_entry(merged, objects)
@@ -191,6 +194,7 @@ def _manifest(claim: dict[str, Any], records: list[dict[str, Any]]) -> dict[str,
         "partitions": spec["partitions"],
         "batches": spec["batches"],
         "model": claim["model"],
+        "hook": claim["hook"],
         "tokenizer": claim["tokenizer"],
         "text": {**claim["text"], **_documents(records)},
         "tokens": {
@@ -230,7 +234,7 @@ def _checks(
     }
     if spec["arrays"]:
         checks |= {
-            "layers": {"expected": model["layers"], "found": len(layers)},
+            "layers": {"expected": len(claim["hook"]["layers"]), "found": len(layers)},
             "shape": {"expected": shape, "found": shapes[0] if shapes else []},
             "values": {"expected": math.prod(shape), "found": min(counts.values(), default=0)},
             "read_back": {"expected": len(layers) * len(records), "found": read_back},
@@ -275,7 +279,9 @@ def _attributes(
     claim: dict[str, Any], manifest: dict[str, Any]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """What each array and the group say of themselves, in words, to a reader without neoscope."""
-    model, text = claim["model"], claim["text"]
+    model, text, hook = claim["model"], claim["text"], claim["hook"]
+    every = len(hook["layers"]) == model["layers"]
+    layers = "every layer" if every else f"layers {', '.join(map(str, hook['layers']))}"
     common = {
         "model": model["name"],
         "model_revision": model["revision"],
@@ -297,16 +303,15 @@ def _attributes(
         if name.startswith(LAYER):
             layer = int(name.removeprefix(LAYER))
             each[name] = {
-                "description": f"What the {model['neurons']} MLP neurons of layer {layer} are given: "
-                "the output of the MLP's first linear map, before GELU.",
-                "hook_point": f"transformer.h.{layer}.mlp.c_fc",
-                "hook_side": "output",
+                "description": f"{model['neurons']} neurons of layer {layer}, each by {hook['value']}.",
+                "hook_point": hook["module"].replace("*", str(layer)),
+                "hook_side": hook["side"],
                 "layer": layer,
                 **common,
             }
     group = {
         "title": f"MLP neurons of {model['name']} on {text.get('name') or text['source']}",
-        "description": "Activations before GELU of every MLP neuron of every layer at every token; "
+        "description": f"Every neuron of {layers} at every token, each by {hook['value']}; "
         "token_ids and token_length say which token.",
         "note": "Weights are RANDOM: the values say nothing about the published model."
         if model["weights"] == "random"

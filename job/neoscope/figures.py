@@ -7,6 +7,7 @@ run, nor the page: each colour is a CSS variable, so that one figure serves ligh
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,13 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Colours that matplotlib is told, and the CSS variables that stand for them on the page.
 INK, MUTED = "#000001", "#000002"
 GROUP = {"shorter": "#000003", "equal": "#000004", "longer": "#000005"}
+# Where the lines of two groups run together, both can be seen.
+DASHES: Any = {"shorter": "-", "equal": (0, (5, 3)), "longer": (0, (1, 2))}
 VARIABLES = {INK: "ink", MUTED: "muted", **{colour: name for name, colour in GROUP.items()}}
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -45,6 +49,7 @@ def token_lengths(counts: dict[int, int], median: int) -> str:
         for length, count in counts.items():
             name = "shorter" if length < median else "equal" if length == median else "longer"
             axes.bar(length, count, width=0.8, color=GROUP[name])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("token length, characters")
         axes.set_ylabel("tokens")
         return _svg(figure, f"Bar chart of tokens by length; the median is {median} characters")
@@ -59,7 +64,8 @@ def layer_histogram(layer: int, histogram: xr.DataArray, limits: tuple[float, fl
             counts = histogram.sel(group=name).values
             if counts.sum():
                 density = counts[1:-1] / counts.sum() / (right - left)
-                axes.plot((left + right) / 2, density, color=colour, linewidth=1.2)
+                middle, dashes = (left + right) / 2, DASHES[name]
+                axes.plot(middle, density, color=colour, linewidth=1.4, linestyle=dashes)
         axes.set_xlim(*limits)
         axes.set_ylim(bottom=0)
         axes.set_yticks([])
@@ -120,5 +126,7 @@ def _svg(figure: Figure, words: str) -> str:
     drawn = buffer.getvalue()
     for colour, name in VARIABLES.items():
         drawn = drawn.replace(colour, f"var(--{name})")
+    # Names of parts, the same in every figure; what is referred to has others.
+    drawn = re.sub(r' id="[a-z0-9.]+_\d+"', "", drawn)
     body = drawn[drawn.index("<svg ") + 5 :]
     return f'<svg role="img" aria-label="{words}" {body}'

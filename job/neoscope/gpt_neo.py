@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
+from neoscope.errors import InputError
+
 if TYPE_CHECKING:
     from transformers import GPTNeoForCausalLM, GPTNeoModel
     from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoBlock
@@ -25,29 +27,21 @@ if TYPE_CHECKING:
 CPU_SEQUENCES = 4
 
 
-def forward(
-    model: GPTNeoForCausalLM | GPTNeoModel,
-    token_ids: torch.Tensor,
-    *,
-    last_layer: int | None = None,
-) -> None:
-    """Run int64 `token_ids` [sequence, position] through layers 0 to `last_layer`, for its hooks.
+def forward(model: GPTNeoForCausalLM | GPTNeoModel, token_ids: torch.Tensor) -> None:
+    """Run int64 `token_ids` [sequence, position] through all layers, for its hooks.
 
     Each `block.mlp.c_fc` is called as a module, once, in order, on all of [sequence, position,
     hidden], and forward hooks on it see its output [sequence, position, neuron], before GELU.
 
     **A hook that wants to keep that output copies it before it returns**: all layers share one
     buffer (on a GPU the copy must be one that the current stream waits for). What a hook returns
-    instead is used instead. Hooks on other modules may not fire. Nothing is computed after the
-    `c_fc` of `last_layer`, by default the last of all.
+    instead is used instead. Hooks on other modules may not fire. Nothing is computed after the last
+    `c_fc`; a hook that raises ends the pass before.
 
-    The model is left as it was. One call at a time for a model.
+    The model is left as it was. One call at a time for a model. Raises InputError for a model that it
+    would get wrong.
     """
     transformer: GPTNeoModel = getattr(model, "transformer", model)
-    layers = transformer.config.num_layers
-    last_layer = layers - 1 if last_layer is None else last_layer
-    if not 0 <= last_layer < layers:
-        raise ValueError(f"last_layer {last_layer} is not in 0 to {layers - 1}")
     _refuse_what_would_be_wrong(transformer, token_ids)
 
     with torch.no_grad():
@@ -56,26 +50,26 @@ def forward(
         window = transformer.config.window_size
         mask = _window_mask(window, hidden.device) if positions > window else None
         neurons = hidden.new_empty(*token_ids.shape, transformer.h[0].mlp.c_fc.out_features)
-        for layer, block in enumerate(transformer.h[: last_layer + 1]):
+        for block in transformer.h:
             _add_attention(block, hidden, mask if block.attn.attention_type == "local" else None)
             with _output_in(neurons, block.mlp.c_fc):
                 activations = block.mlp.c_fc(block.ln_2(hidden))
-            if layer < last_layer:
+            if block is not transformer.h[-1]:
                 _add_projection(block.mlp.c_proj, activations, hidden)
 
 
 def _refuse_what_would_be_wrong(transformer: GPTNeoModel, token_ids: torch.Tensor) -> None:
     config = transformer.config
     if config.activation_function != "gelu_new":
-        raise ValueError(
+        raise InputError(
             f"the fast forward knows only the activation 'gelu_new', and this model has "
-            f"{config.activation_function!r}: run transformers' own forward instead"
+            f"{config.activation_function!r}: use --forward reference"
         )
     dropout = max(config.embed_dropout, config.attention_dropout, config.resid_dropout)
     if transformer.training and dropout > 0:
-        raise ValueError(f"the model is in training mode with dropout {dropout}: call model.eval()")
+        raise InputError(f"the model is in training mode with dropout {dropout}: call model.eval()")
     if token_ids.ndim != 2 or not 1 <= token_ids.shape[1] <= config.max_position_embeddings:
-        raise ValueError(
+        raise InputError(
             f"token ids must be [sequence, position] with 1 to {config.max_position_embeddings} "
             f"positions, and are {list(token_ids.shape)}"
         )
@@ -84,10 +78,10 @@ def _refuse_what_would_be_wrong(transformer: GPTNeoModel, token_ids: torch.Tenso
     for layer, block in enumerate(transformer.h):
         c_fc = block.mlp.c_fc
         if type(c_fc) is not torch.nn.Linear or "forward" in vars(c_fc):
-            raise ValueError(
+            raise InputError(
                 f"h.{layer}.mlp.c_fc is not a plain torch.nn.Linear but a "
                 f"{type(c_fc).__qualname__}, or its forward is replaced: the fast forward knows "
-                f"nothing else, run transformers' own forward instead"
+                f"nothing else, use --forward reference"
             )
 
 

@@ -1,14 +1,21 @@
 """One forward pass with a hook on every layer's MLP neurons.
 
-In: a GPT-Neo of transformers and token ids. Out: each layer's values as it appears, given to
-consumers from inside the hook, or all of them as a dictionary. It does not know what consumers do.
+In: a decoder of transformers and token ids. Out: each layer's values as it appears, given to
+consumers from inside the hook, or all of them as a dictionary. It does not know what consumers do,
+nor which architectures there are.
 
-The hook point of layer i is `transformer.h[i].mlp.c_fc`: its output is what the MLP's neurons are
-given, before GELU.
+Consumers are called with a layer's name and its values [sequence, position, neuron], once a layer and
+a pass, in the order in which the layers are computed, on the model's device and in its dtype. The
+values are a consumer's only until it returns: the pass may write over them after that, so it copies
+what it keeps, and changes nothing. They are of the sequences of this pass and no others: whoever
+divides a batch into several passes calls `stream` once for each, with consumers that know its place
+in the batch. What a consumer raises ends the pass.
 """
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,90 +24,200 @@ import numpy.typing as npt
 import torch
 
 from neoscope import gpt_neo
+from neoscope.architectures import ARCHITECTURES, HookPoint, Side, hook_point
+from neoscope.arrays import LAYER
 from neoscope.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import GPTNeoForCausalLM
+    from transformers import PreTrainedModel
 
-# Takes a layer's name and its values [sequence, position, neuron] on the model's device. The values
-# are the consumer's only until it returns: the forward pass may write over them after that.
 Consumer = Callable[[str, torch.Tensor], None]
-
-
-def hook_points(model: GPTNeoForCausalLM) -> dict[str, torch.nn.Module]:
-    """The module whose output is captured, by name: `MLP_0` is `transformer.h[0].mlp.c_fc`."""
-    return {f"MLP_{layer}": block.mlp.c_fc for layer, block in enumerate(model.transformer.h)}
+OTHER_HOOK = "give another --hook, or the --layers where it does"
 
 
 def capture(
-    model: GPTNeoForCausalLM, token_ids: Any, *, forward: str = "fast"
+    model: PreTrainedModel,
+    token_ids: Any,
+    *,
+    hook: str | None = None,
+    hook_side: Side | None = None,
+    layers: Sequence[int] | None = None,
+    forward: str = "fast",
 ) -> dict[str, torch.Tensor]:
-    """What every MLP neuron of every layer is given, before GELU.
+    """What every MLP neuron of every layer does: for GPT-Neo what it is given, before GELU.
 
-    `token_ids` are integers [sequence, position]. The result is `{"MLP_0": [sequence, position,
-    neuron], ...}` on the model's device, in the model's dtype: for 16 x 512 tokens of GPT-Neo 125M
-    twelve arrays [16, 512, 3072], 1.2 GB in float32. `forward` is `fast`, ours, or `reference`,
-    transformers' own.
+    `model` is any decoder of transformers in eval mode, with or without its head, and `token_ids`
+    are integers [sequence, position]. The result is `{"MLP_0": [sequence, position, neuron], ...}`
+    on the model's device, in the model's dtype: for 16 x 512 tokens of GPT-Neo 125M twelve arrays
+    [16, 512, 3072], 1.2 GB in float32.
+
+    `hook` names other modules than the architecture's own, such as `model.layers.*.mlp.gate_proj`,
+    `hook_side` which side of them (`output` if not given, or `input`), `layers` some of the layers.
+    `forward` is `fast`, ours where there is one, or `reference`, transformers' own with the attention
+    that the model was loaded with. Raises InputError for what does not fit the model.
     """
-    layers: dict[str, torch.Tensor] = {}
+    found: dict[str, torch.Tensor] = {}
 
     def keep(name: str, values: torch.Tensor) -> None:
-        layers[name] = values.clone()
+        found[name] = values.clone()
 
-    stream(model, token_ids, [keep], forward=forward)
-    return layers
+    point = hook_point(_model_type(model), hook, hook_side)
+    stream(model, token_ids, [keep], point=point, layers=layers, forward=forward)
+    return found
 
 
 def stream(
-    model: GPTNeoForCausalLM, token_ids: Any, consumers: Sequence[Consumer], *, forward: str
+    model: PreTrainedModel,
+    token_ids: Any,
+    consumers: Sequence[Consumer],
+    *,
+    forward: str,
+    point: HookPoint | None = None,
+    layers: Sequence[int] | None = None,
 ) -> None:
-    """Run the model once and give each layer to every consumer, in layer order, as it appears.
+    """Run the model once and give each layer to every consumer as it appears.
 
-    Nothing after the last hook point is computed. What a consumer raises ends the pass.
+    `point` is by default the architecture's own, `layers` all. Nothing after the last hook point is
+    computed.
     """
+    point = point or hook_point(_model_type(model), None, None)
     ids = _checked(model, token_ids)
-    hooks = []
+    modules = hook_points(model, point, layers)
+    waiting = set(modules)
 
-    def hook_for(name: str) -> Callable[..., None]:
-        def hook(_module: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-            for consume in consumers:
-                consume(name, output)
+    def take(name: str, values: Any) -> None:
+        if name not in waiting:
+            raise InputError(
+                f"{name} ({point.module}) runs more than once in a pass: give another --hook"
+            )
+        values = _by_token(f"the {point.side} of {name} ({point.module})", values, ids)
+        for consume in consumers:
+            consume(name, values)
+        waiting.discard(name)
+        if not waiting:
+            raise _Finished
 
-        return hook
-
-    for name, module in hook_points(model).items():
-        hooks.append(module.register_forward_hook(hook_for(name)))
+    hooks = [_hook(module, point.side, name, take) for name, module in modules.items()]
     try:
         with torch.no_grad():
-            if forward == "fast":
+            if uses_fast_path(model, point, forward):
                 gpt_neo.forward(model, ids)
             else:
-                _reference(model, ids)
+                _transformers_forward(model, ids)
+    except _Finished:
+        return
     finally:
         for hook in hooks:
             hook.remove()
+    raise InputError(
+        f"{', '.join(sorted(waiting))} ({point.module}) does not run in a pass: {OTHER_HOOK}"
+    )
+
+
+def uses_fast_path(model: PreTrainedModel, point: HookPoint, forward: str) -> bool:
+    """Whether the pass is ours and not transformers'."""
+    return (
+        forward == "fast" and _model_type(model) == "gpt_neo" and point == ARCHITECTURES["gpt_neo"]
+    )
+
+
+def hook_points(
+    model: PreTrainedModel, point: HookPoint, layers: Sequence[int] | None = None
+) -> dict[str, torch.nn.Module]:
+    """The module of every layer by the layer's name, ascending: `MLP_0` and on.
+
+    Raises InputError where no module matches, or a layer is not there.
+    """
+    numbers, named = layer_numbers(model, point, layers), _named_modules(model)
+    return {f"{LAYER}{number}": named[point.module_of(number)] for number in numbers}
+
+
+def layer_numbers(
+    model: PreTrainedModel, point: HookPoint, layers: Sequence[int] | None = None
+) -> list[int]:
+    """The numbers of the layers, ascending; see `hook_points`."""
+    pattern = re.compile(re.escape(point.module).replace(r"\*", r"(0|[1-9]\d*)"))
+    named = _named_modules(model)
+    found = sorted(int(match[1]) for name in named if (match := pattern.fullmatch(name)))
+    if not found:
+        patterns = sorted({re.sub(r"\.\d+\.", ".*.", name, count=1) for name in named})
+        near = difflib.get_close_matches(point.module, patterns, n=4, cutoff=0)
+        raise InputError(f"no module is called {point.module}; near are {', '.join(near)}")
+    missing = sorted(set(layers or ()).difference(found))
+    if missing:
+        raise InputError(
+            f"--layers: {point.module} has no layer {', '.join(map(str, missing))}; it has "
+            f"{found[0]} to {found[-1]}"
+        )
+    return [number for number in found if layers is None or number in layers]
+
+
+def neuron_counts(
+    model: PreTrainedModel, point: HookPoint, layers: Sequence[int] | None, forward: str
+) -> dict[str, int]:
+    """How many neurons each layer has there, seen in a pass over one token."""
+    counts: dict[str, int] = {}
+
+    def count(name: str, values: torch.Tensor) -> None:
+        counts[name] = values.shape[2]
+
+    stream(model, [[0]], [count], point=point, layers=layers, forward=forward)
+    return counts
 
 
 class _Finished(Exception):
     """The last hook point has been reached: nothing after it is wanted."""
 
 
-def _reference(model: GPTNeoForCausalLM, ids: torch.Tensor) -> None:
-    """transformers' own forward pass, up to the last hook point."""
-
-    def stop(*_: Any) -> None:
-        raise _Finished
-
-    last = model.transformer.h[-1].mlp.c_fc.register_forward_hook(stop)
-    try:
-        model.transformer(ids, use_cache=False)
-    except _Finished:
-        pass
-    finally:
-        last.remove()
+def _hook(
+    module: torch.nn.Module, side: Side, name: str, take: Callable[[str, Any], None]
+) -> torch.utils.hooks.RemovableHandle:
+    if side == "output":
+        return module.register_forward_hook(lambda _module, _inputs, output: take(name, output))
+    return module.register_forward_pre_hook(
+        lambda _module, inputs, named: take(name, [*inputs, *named.values(), None][0]),
+        with_kwargs=True,
+    )
 
 
-def _checked(model: GPTNeoForCausalLM, token_ids: npt.ArrayLike) -> torch.Tensor:
+def _transformers_forward(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    if model.training:
+        raise InputError("the model is in training mode, which may drop values: call model.eval()")
+    model.base_model(input_ids=ids, use_cache=False)  # which has no head
+
+
+def _model_type(model: PreTrainedModel) -> str:
+    """What transformers calls the model's architecture."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        raise InputError(f"a model of transformers is needed, not a {type(model).__qualname__}")
+    return str(model.config.model_type)
+
+
+def _named_modules(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
+    """The modules of the decoder, by the names that they have in the model with its head."""
+    prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
+    return {prefix + name: module for name, module in model.base_model.named_modules() if name}
+
+
+def _by_token(what: str, values: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Values as [sequence, position, neuron], also where all tokens stand in one row, as in OPT."""
+    if not isinstance(values, torch.Tensor):
+        found = f"a {type(values).__name__}"
+    elif values.is_floating_point() and values.dim() == 3 and values.shape[:2] == ids.shape:
+        return values
+    elif values.is_floating_point() and values.dim() == 2 and values.shape[0] == ids.numel():
+        return values.reshape(*ids.shape, -1)
+    else:
+        found = f"{values.dtype} {list(values.shape)}"
+    raise InputError(
+        f"{what} is {found} for tokens {list(ids.shape)}, and must be one tensor of numbers "
+        "[sequence, position, neuron]: give another --hook"
+    )
+
+
+def _checked(model: PreTrainedModel, token_ids: npt.ArrayLike) -> torch.Tensor:
     """Token ids as the model takes them, or an error that says what does not fit."""
     try:
         ids = (
@@ -116,11 +233,12 @@ def _checked(model: GPTNeoForCausalLM, token_ids: npt.ArrayLike) -> torch.Tensor
             f"token ids must be integers [sequence, position], not {ids.dtype} {list(ids.shape)}"
         )
     ids = ids.to(torch.int64)  # torch finds no extremes of uint16 and uint32
-    config = model.config
-    if ids.shape[1] > config.max_position_embeddings:
+    config = model.config.get_text_config()
+    longest = getattr(config, "max_position_embeddings", None)  # None: there is no such limit
+    if longest is not None and ids.shape[1] > longest:
         raise InputError(
             f"sequences of {ids.shape[1]} positions are longer than the model's "
-            f"{config.max_position_embeddings}: lower --positions"
+            f"{longest}: lower --positions"
         )
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= config.vocab_size:

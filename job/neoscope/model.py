@@ -1,46 +1,46 @@
-"""Weights and tokenizer of a GPT-Neo, from the Hub, a local folder, or seeded random numbers.
+"""Weights and tokenizer of a decoder, from the Hub, a local folder, or seeded random numbers.
 
-In: a name. Out: transformers' own model and tokenizer, with what the name resolved to. It does not
-know what is run through them.
+In: a name. Out: transformers' own model, without its head, and tokenizer, with what the name resolved
+to. It does not know what is run through them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import xxhash
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
+    AutoModel,
     AutoTokenizer,
     GPT2Tokenizer,
-    GPTNeoConfig,
-    GPTNeoForCausalLM,
-    initialization,
+    PreTrainedConfig,
+    PreTrainedModel,
 )
 from transformers.utils import logging
 
-from neoscope import hub
+from neoscope import hub, memory
 from neoscope.errors import InputError, NeoscopeError
 from neoscope.lengths import special_ids, vocabulary_strings
-from neoscope.spec import GPT_NEO_125M, GPT_NEO_MODELS, full_name
+from neoscope.random_weights import PUBLISHED_SHAPES, published_config, random_model
+from neoscope.spec import GPT_NEO_125M, full_name
 
-# The published config.json of each; what is not named is GPTNeoConfig's default (vocabulary 50257,
-# 2048 positions, window 256, gelu_new).
-SHAPES = (
-    {"hidden_size": 768, "num_layers": 12, "num_heads": 12},
-    {"hidden_size": 2048, "num_layers": 24, "num_heads": 16},
-    {"hidden_size": 2560, "num_layers": 32, "num_heads": 20},
-)
-PUBLISHED_SHAPES = dict(zip(GPT_NEO_MODELS, SHAPES, strict=True))
+
+@dataclasses.dataclass(frozen=True)
+class FoundModel:
+    """A model's full name, configuration, where its files are, and whether its weights are random."""
+
+    name: str
+    config: PreTrainedConfig
+    place: hub.Place
+    random: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class LoadedModel:
     """A model in eval mode, its revision (a commit of the Hub; None where there is none) and the
     xxh3-128 digest of its weights."""
 
-    model: GPTNeoForCausalLM
+    model: PreTrainedModel
     revision: str | None
     digest: str
 
@@ -72,15 +72,15 @@ def load_model(
     seed: int = 0,
     device: str = "auto",
     precision: str = "float32",
-) -> GPTNeoForCausalLM:
-    """A GPT-Neo as transformers has it, in eval mode, for `capture`.
+) -> PreTrainedModel:
+    """A decoder as transformers has it, without its head, in eval mode, for `capture`.
 
-    `name` is a name on the Hub or a local folder; `weights="random"` draws them from `seed` instead
-    and needs no Hub for the three published GPT-Neo names. `precision` is the dtype of weights and
+    `name` is a name on the Hub or a local folder; `weights="random"` draws a GPT-Neo's from `seed`
+    instead and needs no Hub for the three published names. `precision` is the dtype of weights and
     computation. Raises InputError for what cannot be loaded, UnavailableError without a Hub.
     """
-    loaded = load(name, revision=revision, weights=weights, seed=seed, precision=precision)
-    return loaded.model.to(pick_device(device))
+    found = find_model(name, revision=revision, weights=weights)
+    return load(found, seed=seed, precision=precision, device=pick_device(device)).model
 
 
 def pick_device(device: str) -> torch.device:
@@ -92,44 +92,49 @@ def pick_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def load(
-    name: str, *, revision: str | None, weights: str, seed: int, precision: str
-) -> LoadedModel:
-    """`load_model` on the CPU, with the revision and the digest."""
+def find_model(name: str, *, revision: str | None, weights: str) -> FoundModel:
+    """What a name stands for, by its configuration alone: no weights are fetched."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     name = full_name(name)
-    dtype: torch.dtype = getattr(torch, precision)
     if weights == "random" and name in PUBLISHED_SHAPES:
-        model, commit = _random_model(published_config(name), seed, dtype), None
-    else:
-        place = hub.find(f"the model {name}", name, revision)
-        config, commit = load_config(name, place), place.commit
-        if weights == "random":
-            model = _random_model(config, seed, dtype)
+        return FoundModel(name, published_config(name), hub.Place(), random=True)
+    place = hub.find(f"the model {name}", name, revision)
+    config = load_config(name, place)
+    if weights == "random" and config.model_type != "gpt_neo":
+        raise InputError(
+            f"--weights random knows the initial distribution of GPT-Neo only, and {name} is a "
+            f"{config.model_type}: give a folder with weights"
+        )
+    return FoundModel(name, config, place, random=weights == "random")
+
+
+def load(
+    found: FoundModel, *, seed: int, precision: str, device: torch.device, eager: bool = False
+) -> LoadedModel:
+    """The model in eval mode on the device.
+
+    Attention is transformers' choice, which is fused wherever it has that for the architecture,
+    unless `eager` is set.
+    """
+    dtype: torch.dtype = getattr(torch, precision)
+    what = f"for the weights of {found.name}"
+    with memory.speaking(what, "use --precision bfloat16 or --device cpu"):
+        if found.random:
+            model = random_model(found.config, seed, dtype, device)
         else:
-            model = _pretrained_model(name, place, dtype)
+            model = _pretrained_model(found.name, found.place, dtype, eager).to(device)
     model = model.eval().requires_grad_(False)
-    return LoadedModel(model, commit, weights_digest(model))
+    return LoadedModel(model, found.place.commit, weights_digest(model))
 
 
-def published_config(name: str) -> GPTNeoConfig:
-    """The configuration of one of the three published GPT-Neo models, without the Hub."""
-    shape = PUBLISHED_SHAPES[name]
-    return GPTNeoConfig(
-        **shape,
-        attention_types=[[["global", "local"], shape["num_layers"] // 2]],
-        name_or_path=name,
-    )
-
-
-def weights_digest(model: GPTNeoForCausalLM) -> str:
-    """xxh3-128 over name, dtype, shape and bytes of every parameter of the transformer, by name."""
+def weights_digest(model: PreTrainedModel) -> str:
+    """xxh3-128 over name, dtype, shape and bytes of every parameter of the decoder, by name."""
     digest = xxhash.xxh3_128()
-    for name, parameter in sorted(model.transformer.named_parameters()):
+    for name, parameter in sorted(model.named_parameters()):
         values = parameter.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        digest.update(values.view(torch.uint8).numpy())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -152,28 +157,36 @@ def _loading(what: str, place: hub.Place) -> Iterator[None]:
         ) from None
 
 
-def load_config(name: str, place: hub.Place) -> GPTNeoConfig:
+def load_config(name: str, place: hub.Place) -> PreTrainedConfig:
     with _loading(f"the model {name}", place):
         config = AutoConfig.from_pretrained(
-            name, revision=place.commit or "main", local_files_only=place.offline
+            name,
+            revision=place.commit or "main",
+            local_files_only=place.offline,
+            trust_remote_code=False,
         )
-    if config.model_type != "gpt_neo":
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InputError(
-            f"the model {name} is a {config.model_type}: neoscope runs GPT-Neo models (gpt_neo)"
+            f"the model {name} is a {config.model_type}, which transformers has no decoder of: give a "
+            "model that predicts the next token"
         )
     return config
 
 
-def _pretrained_model(name: str, place: hub.Place, dtype: torch.dtype) -> GPTNeoForCausalLM:
+def _pretrained_model(
+    name: str, place: hub.Place, dtype: torch.dtype, eager: bool
+) -> PreTrainedModel:
+    """The weights as they are in the files, cast one by one: none is ever twice in memory."""
     # Else transformers has a service of the Hub convert weights that are no safetensors yet, in public.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     with _loading(f"the model {name}", place):
-        model, report = GPTNeoForCausalLM.from_pretrained(
+        model, report = AutoModel.from_pretrained(
             name,
             revision=place.commit or "main",
             dtype=dtype,
-            attn_implementation="eager",
+            attn_implementation="eager" if eager else None,
             local_files_only=place.offline,
+            trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
@@ -182,37 +195,9 @@ def _pretrained_model(name: str, place: hub.Place, dtype: torch.dtype) -> GPTNeo
     if lacking:
         raise InputError(
             f"the weights of {name} are not those of its config.json: "
-            f"{len(lacking)} are missing or of another shape, first {lacking[0]}"
+            f"{len(lacking)} are missing or of another shape, first "
+            f"{model.base_model_prefix}.{lacking[0]}"
         )
-    return model
-
-
-def _random_model(config: GPTNeoConfig, seed: int, dtype: torch.dtype) -> GPTNeoForCausalLM:
-    """The architecture's own initialisation, the same on every machine.
-
-    Normal with the configuration's `initializer_range` (0.02), biases 0, layer norms 1, as
-    transformers' `_init_weights` for GPT-Neo. The numbers are numpy's Philox keyed by seed and
-    parameter name: torch's `normal_` differs between instruction sets.
-    """
-    config._attn_implementation = "eager"
-    with initialization.no_init_weights():
-        model = GPTNeoForCausalLM(config).to(dtype)
-
-    def fill(name: str, parameter: torch.nn.Parameter) -> None:
-        if name.endswith("bias"):
-            parameter.data.zero_()
-        elif parameter.dim() == 1:
-            parameter.data.fill_(1)
-        else:
-            key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-            numbers = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
-            values = parameter.data if dtype == torch.float32 else torch.empty(parameter.shape)
-            numbers.standard_normal(dtype=np.float32, out=values.numpy())
-            parameter.data.copy_(values.mul_(config.initializer_range))
-
-    with ThreadPoolExecutor() as pool:  # numpy draws without holding Python's lock
-        list(pool.map(fill, *zip(*model.transformer.named_parameters(), strict=True)))
-    model.tie_weights()
     return model
 
 
@@ -232,13 +217,16 @@ def load_tokenizer(
         place = hub.find(what, name, revision)
         with _loading(what, place):
             tokenizer = AutoTokenizer.from_pretrained(
-                name, revision=place.commit or "main", local_files_only=place.offline
+                name,
+                revision=place.commit or "main",
+                local_files_only=place.offline,
+                trust_remote_code=False,
             )
         found = place.commit
-    strings, special = vocabulary_strings(tokenizer), special_ids(tokenizer)
-    if len(strings) <= len(special):  # transformers makes do without vocabulary files
+    special = special_ids(tokenizer)
+    if len(tokenizer) <= len(special):  # transformers makes do without vocabulary files
         raise InputError(f"the tokenizer {name} has no vocabulary: is its tokenizer.json there?")
-    return LoadedTokenizer(tokenizer, name, found, strings, special)
+    return LoadedTokenizer(tokenizer, name, found, vocabulary_strings(tokenizer), special)
 
 
 def packaged_tokenizer() -> Any:

@@ -46,8 +46,8 @@ SPEC_OPTIONS = (
         "--model",
         default=GPT_NEO_125M,
         show_default=True,
-        help="A GPT-Neo: its name on the Hub or a local folder. gpt-neo-125m, gpt-neo-1.3B and "
-        "gpt-neo-2.7B do by themselves.",
+        help="A decoder of transformers: its name on the Hub or a local folder. gpt-neo-125m, "
+        "gpt-neo-1.3B and gpt-neo-2.7B do by themselves.",
     ),
     option("--model-revision", metavar="REV", help="Branch, tag or commit.  [default: main]"),
     option(
@@ -55,7 +55,7 @@ SPEC_OPTIONS = (
         type=click.Choice(["pretrained", "random"]),
         default="pretrained",
         show_default=True,
-        help="Random weights have the model's own initial distribution, and need no Hub for the three "
+        help="Random weights have GPT-Neo's own initial distribution, and need no Hub for the three "
         "names above.",
     ),
     option("--seed", type=click.IntRange(0), help="Of the random weights.  [default: 0]"),
@@ -106,6 +106,33 @@ SPEC_OPTIONS = (
         help="What stands after each document: nothing, or the end-of-text token.",
     ),
     option(
+        "--bos",
+        is_flag=True,
+        help="Begin each sequence with the beginning-of-sequence token, which takes the first "
+        "position.",
+    ),
+    option(
+        "--hook",
+        metavar="PATTERN",
+        help="The module of each layer to capture, * for the layer's number, such as "
+        "'model.layers.*.mlp.gate_proj'.  [default: the MLP's neurons, where the architecture is "
+        "known]",
+    ),
+    option(
+        "--hook-side",
+        type=click.Choice(["output", "input"]),
+        help="Which side of the modules of --hook.  [default: output]",
+    ),
+    option(
+        "--layers", metavar="LIST", help="Some of the layers, such as 0,3,6-11.  [default: all]"
+    ),
+    option(
+        "--sequences-per-pass",
+        type=int,
+        metavar="N",
+        help="Sequences of one forward pass: fewer need less memory.  [default: all of a batch]",
+    ),
+    option(
         "--precision",
         type=click.Choice(["float32", "bfloat16", "float16"]),
         default="float32",
@@ -142,7 +169,8 @@ SPEC_OPTIONS = (
         type=click.Choice(["fast", "reference"]),
         default="fast",
         show_default=True,
-        help="The forward pass: ours, or transformers' own to compare with.",
+        help="The forward pass: the fastest (ours for GPT-Neo, else transformers' with fused "
+        "attention), or transformers' eager one to compare with.",
     ),
 )
 

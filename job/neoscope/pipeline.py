@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
+import functools
 import platform
 import time
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from typing import Any
 
 import torch
 
-from neoscope import chunks, lengths, records
+from neoscope import chunks, lengths, memory, records
 from neoscope.arrays import LAYER, TOKEN_IDS, TOKEN_LENGTH, ArraySchema, array_schemas
 from neoscope.cells import Cells
 from neoscope.chunks import StoredChunk
@@ -71,48 +73,35 @@ def store_partition(
     target = pick_device(device)
     environment = _environment(target)
     with _timed(timings, "prepare"):
-        prepared = prepare(spec, claim, partition, last, text_paths, progress)
+        prepared = prepare(spec, claim, partition, last, text_paths, target, progress)
         if claim is None:
             claim = _claim(spec, store, prepared, environment)
             if claim["text"] != prepared.resolved["text"]:
                 # Another worker was first, and found an earlier or later state of the data set.
-                prepared = prepare(spec, claim, partition, last, text_paths, progress)
+                prepared = prepare(spec, claim, partition, last, text_paths, target, progress)
         records.check_resolved(store, claim, prepared.resolved)
         _warn_of_libraries(claim, environment, progress)
         store.put(records.VOCABULARY, vocabulary(prepared.tokenizer))
-        prepared.loaded.model.to(target)
-    statistics = _statistics(spec, claim, prepared, cells, target)
     first = last["batches"] if last else 0
-    progress.begin("capturing", (spec.batches - first) * claim["model"]["layers"], "layers")
+    layers = (spec.batches - first) * len(claim["hook"]["layers"])
+    progress.begin("capturing", layers * spec.sequences // spec.pass_sequences, "layers")
     schemas = schemas_of(claim)
-    layer = next(iter(schemas.values()))
     with ExitStack() as stack:
         writer = None
         if spec.arrays:
-            writer = stack.enter_context(closing(LayerWriter(store, layer, target)))
+            layer = next(iter(schemas.values()))
+            writer = LayerWriter(store, layer, target, spec.pass_sequences)
+            stack.enter_context(closing(writer))
+        statistics = _statistics(claim, prepared, cells, target)
+        work = _Partition(spec, store, partition, prepared, schemas, writer, statistics, progress)
         for count in records.record_counts(claim["spec"]):
             if count <= first:
                 continue
             record = records.record_key(partition, count)
-            stored = [
-                _store_batch(
-                    spec,
-                    store,
-                    schemas,
-                    writer,
-                    statistics,
-                    prepared,
-                    partition,
-                    number,
-                    record,
-                    timings,
-                    progress,
-                )
-                for number in range(first, count)
-            ]
+            stored = [_store_batch(work, number, record, timings) for number in range(first, count)]
             content = {**records.record_content(stored), "environment": environment}
-            with _timed(timings, "store"):
-                if statistics:
+            if statistics:
+                with _timed(timings, "store"):
                     content["statistics"] = put_cells(
                         store, partition, count, statistics.cells(), record
                     )
@@ -124,19 +113,29 @@ def store_partition(
     return claim
 
 
+@dataclasses.dataclass(frozen=True)
+class _Partition:
+    """What every batch of a partition is made of, and where it goes."""
+
+    spec: RunSpec
+    store: Store
+    number: int
+    prepared: Prepared
+    schemas: dict[str, ArraySchema]
+    writer: LayerWriter | None
+    statistics: LengthStatistics | None
+    progress: Progress
+
+
 def _statistics(
-    spec: RunSpec,
-    claim: dict[str, Any],
-    prepared: Prepared,
-    cells: Cells | None,
-    device: torch.device,
+    claim: dict[str, Any], prepared: Prepared, cells: Cells | None, device: torch.device
 ) -> LengthStatistics | None:
     """The partition's statistics as they are after its last record."""
-    if not spec.statistics:
+    if not claim["spec"]["statistics"]:
         return None
     statistics = LengthStatistics(
         prepared.lengths,
-        layers=[f"{LAYER}{index}" for index in range(claim["model"]["layers"])],
+        layers=[f"{LAYER}{number}" for number in claim["hook"]["layers"]],
         neurons=claim["model"]["neurons"],
         device=device,
     )
@@ -146,42 +145,44 @@ def _statistics(
 
 
 def _store_batch(
-    spec: RunSpec,
-    store: Store,
-    schemas: dict[str, ArraySchema],
-    writer: LayerWriter | None,
-    statistics: LengthStatistics | None,
-    prepared: Prepared,
-    partition: int,
-    number: int,
-    record: str,
-    timings: dict[str, float],
-    progress: Progress,
+    work: _Partition, number: int, record: str, timings: dict[str, float]
 ) -> StoredBatch:
     """Compute and store batch `number` of a partition, which the record with the key `record` will
     name."""
-    batch_of_run = partition * spec.batches + number
+    spec, prepared, writer, statistics = work.spec, work.prepared, work.writer, work.statistics
+    batch_of_run = work.number * spec.batches + number
     dtype: torch.dtype = getattr(torch, spec.store_dtype)
     with _timed(timings, "text"):
         batch = next(prepared.batches)
     token_lengths = prepared.lengths[batch.token_ids]
 
-    def take(name: str, values: torch.Tensor) -> None:
+    def take(sequences: slice, name: str, values: torch.Tensor) -> None:
         if writer:
-            writer.write(schemas[name], batch_of_run, values, record)
+            schema = work.schemas[name]
+            writer.write(schema, batch_of_run, values, record, first=sequences.start)
         if statistics:
             with _timed(timings, "statistics"):
-                statistics.add(name, values.to(dtype), token_lengths)
-        progress.advance(f"batch {number + 1} of {spec.batches}, {name}")
+                statistics.add(name, values.to(dtype), token_lengths[sequences])
+        work.progress.advance(f"batch {number + 1} of {spec.batches}, {name}")
 
-    with _timed(timings, "capture"):
-        stream(prepared.loaded.model, batch.token_ids, [take], forward=spec.forward)
+    with _timed(timings, "capture"), memory.speaking_of_pass(spec):
+        for first in range(0, spec.sequences, spec.pass_sequences):
+            sequences = slice(first, first + spec.pass_sequences)
+            stream(
+                prepared.loaded.model,
+                batch.token_ids[sequences],
+                [functools.partial(take, sequences)],
+                forward=spec.forward,
+                point=prepared.point,
+                layers=spec.layers,
+            )
     with _timed(timings, "store"):
         stored = writer.finish() if writer else {}
         for name, values in ((TOKEN_IDS, batch.token_ids), (TOKEN_LENGTH, token_lengths)):
-            stored[name] = [put_array(store, schemas[name], batch_of_run, values, record)]
+            schema = work.schemas[name]
+            stored[name] = [put_array(work.store, schema, batch_of_run, values, record)]
     with _timed(timings, "read_back"):
-        read_back = _read_back(store, schemas, stored, number)
+        read_back = _read_back(work.store, work.schemas, stored, number)
     counts = lengths.histogram(token_lengths)
     special = spec.tokens_per_batch - sum(counts.values())
     return StoredBatch(batch, stored, counts, special, read_back)
@@ -192,7 +193,8 @@ def _claim(
 ) -> dict[str, Any]:
     """Claim the place for the spec as it was resolved, or adopt another worker's claim."""
     model = prepared.resolved["model"]
-    schemas = array_schemas(spec, layers=model["layers"], neurons=model["neurons"])
+    layers = prepared.resolved["hook"]["layers"]
+    schemas = array_schemas(spec, layers=layers, neurons=model["neurons"])
     body = {
         **prepared.resolved,
         "arrays": {name: schema.to_json() for name, schema in schemas.items()},

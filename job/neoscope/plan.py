@@ -13,14 +13,16 @@ import dataclasses
 import math
 
 import torch
-from transformers import GPTNeoConfig, GPTNeoForCausalLM
+from transformers import AutoModel, PreTrainedConfig
 
-from neoscope import hub
+from neoscope.architectures import hook_point
 from neoscope.arrays import LAYER, ArraySchema, array_schemas
 from neoscope.cells import BINS
 from neoscope.chunks import CHECKSUM_BYTES
 from neoscope.gpt_neo import CPU_SEQUENCES
-from neoscope.model import PUBLISHED_SHAPES, load_config, published_config
+from neoscope.hooks import layer_numbers, neuron_counts
+from neoscope.model import find_model
+from neoscope.random_weights import PUBLISHED_SHAPES, published_config
 from neoscope.records import record_counts
 from neoscope.spec import RunSpec
 from neoscope.stored_statistics import DIMENSIONS
@@ -37,12 +39,15 @@ PAGE = 1000  # objects that one request lists
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A model as far as a plan needs it: sizes, and the bytes of its weights and buffers."""
+    """A model as far as a plan needs it. `layers` are those of the run; `matrices` counts the weights
+    that a token is multiplied with up to the last of them, in the `depth` layers up to there."""
 
-    layers: int
+    layers: tuple[int, ...]
+    neurons: int
     hidden: int
     heads: int
-    neurons: int
+    depth: int
+    matrices: int
     weight_bytes: int
 
 
@@ -109,32 +114,38 @@ def plan(spec: RunSpec) -> Plan:
         _requests(spec, shape, schemas),
         _flops(spec, shape),
         sum(part.size for part in parts) + _records(spec) * _cells_bytes(spec, shape),
-        PROCESS_BYTES + both + _working(spec, shape, min(CPU_SEQUENCES, spec.sequences)),
-        CUDA_BYTES + both + _working(spec, shape, spec.sequences) + _sums(spec, shape),
+        PROCESS_BYTES + both + _working(spec, shape, min(CPU_SEQUENCES, spec.pass_sequences)),
+        CUDA_BYTES + both + _working(spec, shape, spec.pass_sequences) + _sums(spec, shape),
     )
 
 
 def model_shape(spec: RunSpec) -> Shape:
     """The shape of the spec's model, from the package or from its config.json."""
     config = _config(spec)
-    with torch.device("meta"):  # no memory is taken
-        model = GPTNeoForCausalLM(config).to(getattr(torch, spec.precision))
-    kept = [*model.parameters(), *model.buffers()]
+    with torch.device("meta"):  # no memory is taken, and nothing computed
+        model = AutoModel.from_config(config, dtype=getattr(torch, spec.precision)).eval()
+    point = hook_point(config.model_type, spec.hook, spec.hook_side)
+    layers = layer_numbers(model, point, spec.layers)
+    total, depth = len(layer_numbers(model, point)), layers[-1] + 1
+    text = config.get_text_config()
+    tables = [m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)]
+    matrices = sum(p.numel() for p in model.parameters() if p.dim() == 2)
+    matrices -= sum(table.numel() for table in tables)
     return Shape(
-        config.num_layers,
-        config.hidden_size,
-        config.num_heads,
-        model.transformer.h[0].mlp.c_fc.out_features,
-        sum(tensor.nbytes for tensor in kept),
+        tuple(layers),
+        neuron_counts(model, point, spec.layers, spec.forward).popitem()[1],
+        text.hidden_size,
+        text.num_attention_heads,
+        depth,
+        matrices * depth // total,
+        sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())),
     )
 
 
-def _config(spec: RunSpec) -> GPTNeoConfig:
+def _config(spec: RunSpec) -> PreTrainedConfig:
     if spec.model in PUBLISHED_SHAPES:
         return published_config(spec.model)
-    return load_config(
-        spec.model, hub.find(f"the model {spec.model}", spec.model, spec.model_revision)
-    )
+    return find_model(spec.model, revision=spec.model_revision, weights=spec.weights).config
 
 
 def _parts(spec: RunSpec, shape: Shape, schemas: dict[str, ArraySchema]) -> list[Part]:
@@ -165,12 +176,12 @@ def _statistics_objects(shape: Shape) -> int:
     """A chunk a layer of what has a layer for its first dimension of several, one of all else, the
     arrays' metadata and the group's."""
     by_layer = sum(axes[0] == "layer" and len(axes) > 1 for axes in DIMENSIONS.values())
-    return by_layer * shape.layers + (len(DIMENSIONS) - by_layer) + len(DIMENSIONS) + 1
+    return by_layer * len(shape.layers) + (len(DIMENSIONS) - by_layer) + len(DIMENSIONS) + 1
 
 
 def _cells_bytes(spec: RunSpec, shape: Shape) -> int:
     """About the bytes of one partition's statistics: bins, and a pivot and two sums a neuron."""
-    return spec.statistics * CELLS * shape.layers * (8 * BINS + (4 + 8 + 8) * shape.neurons)
+    return spec.statistics * CELLS * len(shape.layers) * (8 * BINS + (4 + 8 + 8) * shape.neurons)
 
 
 def _arrays(what: str, schemas: list[ArraySchema]) -> Part:
@@ -208,30 +219,30 @@ def _requests(spec: RunSpec, shape: Shape, schemas: dict[str, ArraySchema]) -> R
 
 
 def _flops(spec: RunSpec, shape: Shape) -> float:
-    """Of one batch, up to the last layer's first linear map; causal attention counted as full."""
-    hidden, neurons = shape.hidden, shape.neurons
-    attention = 4 * hidden**2 + 2 * hidden * spec.positions
-    multiplications = shape.layers * (attention + 2 * hidden * neurons) - hidden * neurons
-    return 2.0 * spec.tokens_per_batch * multiplications
+    """Of one batch, to the end of the last layer; causal attention is counted as full."""
+    attention = 2 * shape.depth * shape.hidden * spec.positions
+    return 2.0 * spec.tokens_per_batch * (shape.matrices + attention)
 
 
 def _buffers(spec: RunSpec, schemas: dict[str, ArraySchema]) -> int:
-    """The layers that are on their way to the store."""
+    """The layers that are on their way to the store, as much of each as one pass computes."""
     layer = next(iter(schemas.values()))
-    return spec.arrays * RING * math.prod(layer.batch_grid) * layer.chunk_bytes
+    whole = math.prod(layer.batch_grid) * layer.chunk_bytes
+    return spec.arrays * RING * whole * spec.pass_sequences // spec.sequences
 
 
 def _working(spec: RunSpec, shape: Shape, at_once: int) -> int:
-    """What the forward pass holds: the shared output, the hidden states, and one block's steps for
-    `at_once` sequences."""
+    """What a pass holds: the shared output, the hidden states, and one block's steps for `at_once`
+    sequences."""
     size = 4 if spec.precision == "float32" else 2
+    tokens = spec.pass_sequences * spec.positions
     steps = at_once * spec.positions * (2 * shape.neurons + 6 * shape.hidden)
-    if spec.forward == "reference":  # the whole batch at once, scores and their softmax in full
-        steps = spec.tokens_per_batch * (2 * shape.neurons + 6 * shape.hidden)
-        steps += 2 * spec.tokens_per_batch * spec.positions * shape.heads
-    return size * (spec.tokens_per_batch * (shape.neurons + 2 * shape.hidden) + steps)
+    if spec.forward == "reference":  # all sequences at once, scores and their softmax in full
+        steps = tokens * (2 * shape.neurons + 6 * shape.hidden)
+        steps += 2 * tokens * spec.positions * shape.heads
+    return size * (tokens * (shape.neurons + 2 * shape.hidden) + steps)
 
 
 def _sums(spec: RunSpec, shape: Shape) -> int:
     """On a GPU the statistics take a layer in float64 four times over; on a CPU they copy nothing."""
-    return spec.statistics * 4 * 8 * spec.tokens_per_batch * shape.neurons
+    return spec.statistics * 4 * 8 * spec.pass_sequences * spec.positions * shape.neurons

@@ -16,11 +16,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from neoscope import chunks, lengths, text
+from neoscope import chunks, lengths, memory, sealed, text
+from neoscope.architectures import HookPoint, hook_point
 from neoscope.batch import Batch, batches
 from neoscope.errors import InputError
-from neoscope.model import LoadedModel, LoadedTokenizer, load, load_tokenizer
+from neoscope.hooks import layer_numbers, neuron_counts, uses_fast_path
+from neoscope.model import LoadedModel, LoadedTokenizer, find_model, load, load_tokenizer
 from neoscope.progress import Progress
 from neoscope.spec import SAMPLE, RunSpec
 
@@ -30,6 +34,7 @@ class Prepared:
     """What is loaded once and used for every batch, and what it was resolved to."""
 
     loaded: LoadedModel
+    point: HookPoint
     tokenizer: LoadedTokenizer
     lengths: npt.NDArray[np.uint16]  # of every token id
     batches: Iterator[Batch]
@@ -42,6 +47,7 @@ def prepare(
     partition: int,
     last: dict[str, Any] | None,
     text_paths: list[Path],
+    device: torch.device,
     progress: Progress,
 ) -> Prepared:
     """Model and text, side by side; the first batch is packed, so that too little text shows here.
@@ -60,56 +66,90 @@ def prepare(
         model=spec.model,
         weights=spec.weights,
     )
+    found = find_model(
+        spec.model, revision=revision("model", spec.model_revision), weights=spec.weights
+    )
+    point = hook_point(found.config.model_type, spec.hook, spec.hook_side)
+    _check_fit(spec, found.config, tokenizer)
     with ThreadPoolExecutor(1) as pool:
         model = pool.submit(
             load,
-            spec.model,
-            revision=revision("model", spec.model_revision),
-            weights=spec.weights,
+            found,
             seed=spec.seed or 0,
             precision=spec.precision,
+            device=device,
+            eager=spec.forward == "reference",
         )
-        found = claim["text"] if claim and spec.dataset != SAMPLE else text.resolve(spec)
-        position: dict[str, Any] = last["position"] if last else {"stream": None, "offset": 0}
-        documents = text.Documents(
-            found,
-            text_paths,
-            partition=partition,
-            partitions=spec.partitions,
-            position=position["stream"],
-        )
-        packed = batches(
-            documents,
-            tokenizer.tokenizer,
-            sequences=spec.sequences,
-            positions=spec.positions,
-            separator=_separator(spec, tokenizer),
-            offset=position["offset"],
-        )
+        described = claim["text"] if claim and spec.dataset != SAMPLE else text.resolve(spec)
+        packed = _batches(spec, described, text_paths, partition, last, tokenizer)
         first = next(packed)
         loaded = model.result()
-    _check_fit(spec, loaded, tokenizer)
     return Prepared(
         loaded,
+        point,
         tokenizer,
         lengths.length_table(tokenizer.strings, tokenizer.special),
         itertools.chain([first], packed),
-        {**_describe(spec, loaded, tokenizer), "text": found},
+        {**_describe(spec, loaded, point, tokenizer), "text": described},
+    )
+
+
+def _batches(
+    spec: RunSpec,
+    described: dict[str, Any],
+    text_paths: list[Path],
+    partition: int,
+    last: dict[str, Any] | None,
+    tokenizer: LoadedTokenizer,
+) -> Iterator[Batch]:
+    """The partition's batches from where its last record stands."""
+    position: dict[str, Any] = last["position"] if last else {"stream": None, "offset": 0}
+    separator, bos = added_tokens(spec.separator, spec.bos, tokenizer)
+    documents = text.Documents(
+        described,
+        text_paths,
+        partition=partition,
+        partitions=spec.partitions,
+        position=position["stream"],
+    )
+    return batches(
+        documents,
+        tokenizer.tokenizer,
+        sequences=spec.sequences,
+        positions=spec.positions,
+        separator=separator,
+        bos=bos,
+        offset=position["offset"],
     )
 
 
 def _describe(
-    spec: RunSpec, loaded: LoadedModel, tokenizer: LoadedTokenizer
+    spec: RunSpec, loaded: LoadedModel, point: HookPoint, tokenizer: LoadedTokenizer
 ) -> dict[str, dict[str, Any]]:
-    """What model and tokenizer resolved to, as the claim says it."""
+    """What model, hook and tokenizer resolved to, as the claim says it."""
+    model = loaded.model
+    attention = model.config._attn_implementation
+    fast = uses_fast_path(model, point, spec.forward)
+    neurons = _neurons(spec, model, point)
+    memory.check_pass(
+        spec, model.config, neurons, model.device, eager=attention == "eager" and not fast
+    )
     return {
         "model": {
             "name": spec.model,
             "revision": loaded.revision,
             "weights": spec.weights,
             "digest": loaded.digest,
-            "layers": loaded.model.config.num_layers,
-            "neurons": loaded.model.transformer.h[0].mlp.c_fc.out_features,
+            "architecture": model.config.model_type,
+            "layers": len(layer_numbers(model, point)),
+            "neurons": neurons,
+            "forward": "neoscope" if fast else f"transformers, {attention} attention",
+        },
+        "hook": {
+            "module": point.module,
+            "side": point.side,
+            "value": point.value,
+            "layers": layer_numbers(model, point, spec.layers),
         },
         "tokenizer": {
             "name": tokenizer.name,
@@ -120,38 +160,55 @@ def _describe(
     }
 
 
-def _check_fit(spec: RunSpec, loaded: LoadedModel, tokenizer: LoadedTokenizer) -> None:
-    config = loaded.model.config
-    if len(tokenizer.strings) > config.vocab_size:
+def _neurons(spec: RunSpec, model: PreTrainedModel, point: HookPoint) -> int:
+    """The one number of neurons that every layer of the run has there."""
+    counts = neuron_counts(model, point, spec.layers, spec.forward)
+    if len(set(counts.values())) > 1:
+        each = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise InputError(
+            f"the layers have different numbers of neurons ({each}), and a run has one: choose "
+            "layers that are alike with --layers"
+        )
+    return counts.popitem()[1]
+
+
+def _check_fit(spec: RunSpec, config: PreTrainedConfig, tokenizer: LoadedTokenizer) -> None:
+    config = config.get_text_config()
+    # Some multimodal families have special tokens beyond a text model's vocabulary.
+    if set(range(config.vocab_size, len(tokenizer.strings))) - set(tokenizer.special):
         raise InputError(
             f"the tokenizer {tokenizer.name} does not fit the model: it has "
             f"{len(tokenizer.strings)} tokens, the model {config.vocab_size}"
         )
-    if spec.positions > config.max_position_embeddings:
+    longest = getattr(config, "max_position_embeddings", spec.positions)
+    if spec.positions > longest:
         raise InputError(
-            f"--positions {spec.positions} is longer than the model's "
-            f"{config.max_position_embeddings} positions: lower it"
+            f"--positions {spec.positions} is longer than the model's {longest} positions: lower it"
         )
 
 
-def _separator(spec: RunSpec, tokenizer: LoadedTokenizer) -> int | None:
-    """The id of the token after each document, None for none."""
-    if spec.separator == "none":
-        return None
-    separator: int | None = tokenizer.tokenizer.eos_token_id
-    if separator is None:
+def added_tokens(
+    separator: str, bos: bool, tokenizer: LoadedTokenizer
+) -> tuple[int | None, int | None]:
+    """The ids of the token after each document and of the one before each sequence, None for none."""
+    after, before = tokenizer.tokenizer.eos_token_id, tokenizer.tokenizer.bos_token_id
+    if separator == "eos" and after is None:
         raise InputError(
             f"--separator eos: the tokenizer {tokenizer.name} has no end-of-text token; "
             "use --separator none"
         )
-    return separator
+    if bos and before is None:
+        raise InputError(
+            f"--bos: the tokenizer {tokenizer.name} has no beginning-of-sequence token; drop it"
+        )
+    return after if separator == "eos" else None, before if bos else None
 
 
 def vocabulary(tokenizer: LoadedTokenizer) -> bytes:
     """The bytes of vocabulary.json: the string of every token id, index = id, and the special ids."""
     document = {
         "kind": "neoscope.vocabulary",
-        "version": 0,
+        "version": sealed.VERSION,
         "special": tokenizer.special,
         "tokens": tokenizer.strings,
     }

@@ -27,7 +27,7 @@ def lines(found: Plan, rates: Rates) -> list[str]:
     spec, requests = found.spec, found.requests
     sequences = spec.sequences * spec.total_batches
     rows = [
-        f"{spec.model}: {found.shape.layers} layers of {found.shape.neurons:,} neurons, "
+        f"{spec.model}: {len(found.shape.layers)} layers of {found.shape.neurons:,} neurons, "
         f"{_gb(found.shape.weight_bytes)} of weights in {spec.precision}",
         f"tokens     {spec.tokens_per_batch * spec.total_batches:,} in {sequences:,} sequences of "
         f"{spec.positions}: {_count(spec.partitions, 'partition')} of "

@@ -19,7 +19,8 @@ from neoscope.batch import batches
 from neoscope.commit import schemas_of
 from neoscope.errors import ConflictError
 from neoscope.hooks import capture
-from neoscope.model import load, load_tokenizer, pick_device
+from neoscope.model import find_model, load, load_tokenizer, pick_device
+from neoscope.prepare import added_tokens
 from neoscope.progress import Progress
 from neoscope.reading import open_arrays
 from neoscope.storage import Store
@@ -37,18 +38,17 @@ def recompute(
     """Compute `sequences` of the run's sequences again, spread evenly, and compare every layer."""
     spec, model = claim["spec"], claim["model"]
     loaded = load(
-        model["name"],
-        revision=model["revision"],
-        weights=model["weights"],
+        find_model(model["name"], revision=model["revision"], weights=model["weights"]),
         seed=spec["seed"] or 0,
         precision=spec["precision"],
+        device=pick_device(device),
+        eager=True,
     )
     if loaded.digest != model["digest"]:
         raise ConflictError(
             f"the weights of {model['name']} are not those of the run: digest {loaded.digest}, "
             f"recorded {model['digest']}; give the recorded ones"
         )
-    loaded.model.to(pick_device(device))
     arrays = open_arrays(store)
     total = arrays.sizes["sequence"]
     chosen = np.unique(np.linspace(0, total - 1, min(sequences, total)).round().astype(int))
@@ -57,7 +57,12 @@ def recompute(
     for sequence in chosen.tolist():
         one = arrays.isel(sequence=[sequence])
         for name, values in capture(
-            loaded.model, one[TOKEN_IDS].values, forward="reference"
+            loaded.model,
+            one[TOKEN_IDS].values,
+            hook=claim["hook"]["module"],
+            hook_side=claim["hook"]["side"],
+            layers=claim["hook"]["layers"],
+            forward="reference",
         ).items():
             expected = values.to("cpu", torch.float64).numpy()
             stored = one[name].values.astype(np.float64)
@@ -87,7 +92,8 @@ def retokenize(
         revision=claim["tokenizer"]["revision"],
         model=spec["model"],
         weights=spec["weights"],
-    ).tokenizer
+    )
+    separator, bos = added_tokens(spec["separator"], spec["bos"], tokenizer)
     schema = schemas_of(claim)[TOKEN_IDS]
     progress.begin("reading the text again", spec["partitions"] * spec["batches"], "batches")
     for partition in range(spec["partitions"]):
@@ -96,10 +102,11 @@ def retokenize(
         )
         packed = batches(
             documents,
-            tokenizer,
+            tokenizer.tokenizer,
             sequences=spec["sequences"],
             positions=spec["positions"],
-            separator=tokenizer.eos_token_id if spec["separator"] == "eos" else None,
+            separator=separator,
+            bos=bos,
         )
         for record in read_records(store, claim, partition):
             for part in record["arrays"][TOKEN_IDS]["chunks"]:

@@ -24,6 +24,7 @@ from neoscope.storage import Store
 REPORT = "report.html"
 STRONGEST = 12  # neurons in the table
 SAMPLE_TOKENS = 400
+FEW = 50  # tokens of a length, below which their mean says little
 
 
 def report(store: Store) -> str:
@@ -71,7 +72,7 @@ def _sizes(manifest: dict[str, Any]) -> dict[str, int]:
 
 def _heat(statistics: xr.Dataset) -> dict[str, Any]:
     """Mean activation over all neurons by layer and token length, as differences from the layer's
-    mean, and each difference's share of the greatest."""
+    mean, and each difference's share of the greatest at lengths that have FEW tokens or more."""
     cells = statistics.sum("first_position")
     neurons = statistics.sizes["neuron"]
     tokens = cells.tokens * neurons
@@ -79,18 +80,26 @@ def _heat(statistics: xr.Dataset) -> dict[str, Any]:
     away = (total / tokens - total.sum("length") / tokens.sum("length")).transpose(
         "layer", "length"
     )
-    greatest = float(np.abs(away).max()) or 1.0
+    counts = cells.tokens.values.tolist()
+    usual = np.abs(away.values[:, cells.tokens.values >= min(FEW, max(counts))])
+    greatest = float(usual.max()) or 1.0
     rows = [
         {
             "layer": layer,
             "cells": [
-                {"value": value, "strength": round(abs(value) / greatest, 3)}
+                {"value": value, "strength": round(min(abs(value) / greatest, 1), 3)}
                 for value in away.sel(layer=layer).values.tolist()
             ],
         }
         for layer in away.layer.values.tolist()
     ]
-    return {"lengths": away.length.values.tolist(), "rows": rows, "greatest": greatest}
+    columns = zip(away.length.values.tolist(), counts, strict=True)
+    return {
+        "columns": [{"length": at, "tokens": count, "few": count < FEW} for at, count in columns],
+        "rows": rows,
+        "greatest": greatest,
+        "few": FEW,
+    }
 
 
 def _strongest(correlation: xr.DataArray) -> list[dict[str, Any]]:

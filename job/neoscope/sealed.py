@@ -23,6 +23,7 @@ from neoscope.spec import canonical_json
 NOT_CONTENT = {"seal", "content_digest", "environment", "position", "tags", "timings"}
 SEAL = re.compile(rb'^  "seal": "([0-9a-f]{64})"', re.MULTILINE)
 ZEROS = b"0" * 64
+VERSION = 1  # of the contract, frozen
 
 
 def content_digest(document: dict[str, Any]) -> str:
@@ -35,7 +36,7 @@ def dump(kind: str, document: dict[str, Any]) -> bytes:
     """The bytes of a document, sealed and valid by the schema of its kind."""
     document = {
         "kind": f"neoscope.{kind}",
-        "version": 0,
+        "version": VERSION,
         "seal": ZEROS.decode(),
         "content_digest": "",
         **document,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,12 +67,12 @@ def select(
 ) -> Selection:
     """What is asked for as `0,3,6-11`, all where None. UsageError for what the run does not have."""
     schemas = schemas_of(claim)
-    kept = sum(name.startswith(LAYER) for name in schemas)
+    kept = [int(name.removeprefix(LAYER)) for name in schemas if name.startswith(LAYER)]
     width = claim["model"]["neurons"] if kept else 0
     return Selection(
         _numbers("--layers", layers, kept),
-        _numbers("--sequences", sequences, schemas[TOKEN_IDS].shape[0]),
-        _numbers("--neurons", neurons, width),
+        _numbers("--sequences", sequences, range(schemas[TOKEN_IDS].shape[0])),
+        _numbers("--neurons", neurons, range(width)),
     )
 
 
@@ -97,20 +97,22 @@ def _by_chunk(numbers: Numbers, size: int) -> Iterator[tuple[int, slice | Number
         yield chunk, row if together else within, slice(begin, begin + len(part))
 
 
-def _numbers(option: str, text: str | None, count: int) -> Numbers:
-    """The numbers that `0,3,6-11` names, of `count` that there are."""
+def _numbers(option: str, text: str | None, there: Sequence[int]) -> Numbers:
+    """The numbers that `0,3,6-11` names, of those that there are."""
     if text is None:
-        return np.arange(count, dtype=np.int64)
+        return np.array(there, dtype=np.int64)
     found: set[int] = set()
     for part in text.split(","):
         first, dash, last = (word.strip() for word in part.partition("-"))
         last = last if dash else first
         if not (first.isdecimal() and last.isdecimal()) or int(first) > int(last):
             raise UsageError(f"{option} {text}: {part!r} is no number or range; write 0,3,6-11")
-        if int(last) >= count:
-            has = f"0 to {count - 1}" if count else "none"
-            raise UsageError(f"{option} {text}: the run has no number {last}; it has {has}")
-        found.update(range(int(first), int(last) + 1))
+        begin, end = int(first), int(last)
+        # Few steps, whatever was typed: a range that is longer than all there is cannot be in it.
+        if end - begin >= len(there) or not all(n in there for n in range(begin, end + 1)):
+            has = _ranges(np.array(there, dtype=np.int64)) or "none"
+            raise UsageError(f"{option} {text}: the run does not have all of {part}; it has {has}")
+        found.update(range(begin, end + 1))
     return np.array(sorted(found), dtype=np.int64)
 
 

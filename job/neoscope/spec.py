@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
+from neoscope.architectures import check_pattern
 from neoscope.errors import UsageError
 
 GPT_NEO_125M = "EleutherAI/gpt-neo-125m"
@@ -52,6 +54,11 @@ class RunSpec:
     sequences: int = 16
     positions: int = 512
     separator: Literal["none", "eos"] = "none"
+    bos: bool = False
+    hook: str | None = None
+    hook_side: Literal["output", "input"] | None = None
+    layers: tuple[int, ...] | None = None
+    sequences_per_pass: int | None = None
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     forward: Literal["fast", "reference"] = "fast"
     store_dtype: Literal["float32", "float16"] = "float32"
@@ -65,10 +72,26 @@ class RunSpec:
                 raise UsageError(f"--{name} is {getattr(self, name)}: give 1 or more")
         if not (self.arrays or self.statistics):
             raise UsageError("--no-arrays and --no-statistics leave nothing to store: drop one")
+        if self.bos and self.positions == 1:
+            raise UsageError("--bos takes the first of --positions 1: give 2 or more positions")
+        if self.pass_sequences < 1 or self.sequences % self.pass_sequences:
+            fitting = [n for n in range(1, self.sequences + 1) if self.sequences % n == 0]
+            raise UsageError(
+                f"--sequences-per-pass {self.sequences_per_pass} does not divide the "
+                f"{self.sequences} sequences of a batch: give one of "
+                + ", ".join(map(str, fitting))
+            )
+        if self.hook is not None:
+            check_pattern(self.hook)
 
     @property
     def tokens_per_batch(self) -> int:
         return self.sequences * self.positions
+
+    @property
+    def pass_sequences(self) -> int:
+        """Sequences of one forward pass."""
+        return self.sequences if self.sequences_per_pass is None else self.sequences_per_pass
 
     @property
     def total_batches(self) -> int:
@@ -117,7 +140,24 @@ def make_spec(**options: Any) -> RunSpec:
         raise UsageError(f"--seed {given['seed']} goes with --weights random only: drop it")
     if "model" in given:
         given["model"] = full_name(given["model"])
+    if "hook" in given:
+        given.setdefault("hook_side", "output")
+    elif "hook_side" in given:
+        raise UsageError(f"--hook-side {given['hook_side']} goes with --hook only: drop it")
+    if "layers" in given:
+        given["layers"] = parse_layers(given["layers"])
     return RunSpec(**given)
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """The layers that `0,3,6-11` names, ascending, each once. Raises UsageError for anything else."""
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise UsageError(f"--layers {text!r} is no list of layers: give one such as 0,3,6-11")
+        found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(sorted(found))
 
 
 def full_name(model: str) -> str:

@@ -106,12 +106,12 @@ def superseded(store: Store, last: list[dict[str, Any]]) -> list[str]:
 
 
 def merge_partitions(
-    store: Store, last: list[dict[str, Any]], counts: dict[int, int]
+    store: Store, last: list[dict[str, Any]], layers: list[int], counts: dict[int, int]
 ) -> dict[str, npt.NDArray[Any]]:
     """Every array of `statistics.zarr`, from the partitions' last records in order.
 
-    `counts` are the run's tokens by length, ascending. Raises CheckError where cells are missing or
-    damaged, or have counted other tokens.
+    `layers` are the layers' numbers, `counts` the run's tokens by length, both ascending. Raises
+    CheckError where cells are missing or damaged, or have counted other tokens.
     """
     lengths = np.array(list(counts), np.uint16)
 
@@ -131,7 +131,7 @@ def merge_partitions(
     edges = np.arange(-HALF, HALF + 1) / BINS_PER_UNIT
     return {
         **merged,
-        "layer": np.arange(len(merged["sum"]), dtype=np.int64),
+        "layer": np.array(layers, np.int64),
         "first_position": np.array([False, True]),
         "length": lengths,
         "bin_left": np.concatenate([[-np.inf], edges]),

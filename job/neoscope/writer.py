@@ -31,14 +31,15 @@ RING = 2
 
 
 class Slot:
-    """Host memory for one layer: a row of bytes a chunk, each with room for its checksum.
+    """Host memory for one layer of one pass: a row of bytes a chunk, each with room for its checksum.
 
     Pinned where the layer comes from a GPU, so that the copy needs no staging and no waiting.
     """
 
-    def __init__(self, schema: ArraySchema, device: torch.device) -> None:
-        self.schema = schema
-        self.count = math.prod(schema.batch_grid)
+    def __init__(self, schema: ArraySchema, sequences: int, device: torch.device) -> None:
+        self.chunks = schema.chunks
+        self.grid = (sequences // schema.chunks[0], *schema.grid[1:])
+        self.count = math.prod(self.grid)
         dtype: torch.dtype = getattr(torch, schema.dtype)
         self.elements = math.prod(schema.chunks)
         padded = self.elements + chunks.CHECKSUM_BYTES // dtype.itemsize
@@ -64,7 +65,7 @@ class Slot:
         return done.synchronize
 
     def _gather(self, values: torch.Tensor, rows: torch.Tensor) -> None:
-        grid, shape = self.schema.batch_grid, self.schema.chunks
+        grid, shape = self.grid, self.chunks
         chunked = rows[:, : self.elements].unflatten(0, grid).unflatten(-1, shape)
         # [sequence, position, neuron] as chunk and place within it, along each dimension
         split = values.reshape([n for pair in zip(grid, shape, strict=True) for n in pair])
@@ -72,21 +73,40 @@ class Slot:
 
 
 class LayerWriter:
-    """A consumer of layers that stores each one while the next is computed."""
+    """A consumer of layers that stores each one while the next is computed.
 
-    def __init__(self, store: Store, schema: ArraySchema, device: torch.device) -> None:
+    A batch of a layer comes in one part a pass, of `sequences` sequences, which are whole chunks; by
+    default in one.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        schema: ArraySchema,
+        device: torch.device,
+        sequences: int | None = None,
+    ) -> None:
         self._store = store
         self._pool = ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="put")
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
         for _ in range(RING):
-            self._free.put(Slot(schema, device))
+            self._free.put(Slot(schema, sequences or schema.rows, device))
         self._lock = threading.Lock()
         self._failed: BaseException | None = None
         self._stored: dict[str, list[Future[StoredChunk]]] = {}
 
-    def write(self, schema: ArraySchema, batch: int, values: torch.Tensor, record: str) -> None:
-        """Take one layer of batch `batch`; returns once it is copied, before it is stored.
+    def write(
+        self,
+        schema: ArraySchema,
+        batch: int,
+        values: torch.Tensor,
+        record: str,
+        *,
+        first: int = 0,
+    ) -> None:
+        """Take the sequences from `first` on of one layer of batch `batch`; returns once they are copied,
+        before they are stored.
 
         `record` is the key of the record that the batch will have; see `put_chunk`.
         """
@@ -95,10 +115,12 @@ class LayerWriter:
             raise self._failed
         slot.users = slot.count
         ready = slot.take(values, self._copies)
-        self._stored[schema.name] = [
+        place = first // schema.chunks[0] * math.prod(schema.grid[1:])
+        keys = schema.batch_keys(batch)[place : place + slot.count]
+        self._stored.setdefault(schema.name, []).extend(
             self._pool.submit(self._put, slot, index, key, schema, record, ready)
-            for index, key in enumerate(schema.batch_keys(batch))
-        ]
+            for index, key in enumerate(keys)
+        )
 
     def finish(self) -> dict[str, list[StoredChunk]]:
         """Wait until every layer taken since the last call is stored; its chunks by array name."""

@@ -15,8 +15,9 @@ from collections.abc import Callable
 
 import torch
 from measure import in_turn, table
+from transformers import GPTNeoForCausalLM
 
-from neoscope import model as models
+from neoscope import load_model
 from neoscope.hooks import capture, stream
 
 SEQUENCES, POSITIONS, LAYERS, HIDDEN, HEADS = 16, 512, 12, 768, 12
@@ -108,9 +109,11 @@ def transformer_lens() -> Callable[[torch.Tensor], object]:
 
 def main(rounds: int) -> None:
     torch.set_grad_enabled(False)
-    model = models.load(
-        "gpt-neo-125m", revision=None, weights="random", seed=0, precision="float32"
-    ).model
+    model = load_model("gpt-neo-125m", weights="random", device="cpu")
+    with torch.device("meta"):
+        whole = GPTNeoForCausalLM(model.config)  # with the head, which the peers compute
+    whole.transformer = model
+    whole.tie_weights()
     ids = torch.randint(0, 50257, (SEQUENCES, POSITIONS), generator=torch.manual_seed(0))
     rows: dict[str, Callable[[], object]] = {
         "the matrix products alone": floor(),
@@ -118,10 +121,10 @@ def main(rounds: int) -> None:
             model, ids, [lambda _name, _values: None], forward="fast"
         ),
         "neoscope.capture, all layers kept": lambda: capture(model, ids),
-        "transformers with hooks": lambda: transformers_hooks(model, ids),
+        "transformers with hooks": lambda: transformers_hooks(whole, ids),
     }
     try:
-        trace, lens = nnsight_trace(model), transformer_lens()
+        trace, lens = nnsight_trace(whole), transformer_lens()
     except ImportError as error:
         print(f"without nnsight and TransformerLens ({error}): make bench has them")
     else:

@@ -18,7 +18,7 @@ import torch
 from measure import in_turn, table
 from obstore.store import MemoryStore
 
-from neoscope import model as models
+from neoscope import load_model
 from neoscope.arrays import array_schemas
 from neoscope.hooks import stream
 from neoscope.spec import RunSpec
@@ -29,12 +29,11 @@ SEQUENCES, POSITIONS = 16, 512
 
 
 def rows(name: str) -> dict[str, Callable[[], object]]:
-    loaded = models.load(name, revision=None, weights="random", seed=0, precision="float32")
-    model = loaded.model.to("cuda")
+    model = load_model(name, weights="random", device="cuda")
     config = model.config
-    neurons = model.transformer.h[0].mlp.c_fc.out_features
+    neurons = model.h[0].mlp.c_fc.out_features
     ids = torch.randint(0, config.vocab_size, (SEQUENCES, POSITIONS), device="cuda")
-    schemas = array_schemas(RunSpec(model=name), layers=config.num_layers, neurons=neurons)
+    schemas = array_schemas(RunSpec(model=name), layers=range(config.num_layers), neurons=neurons)
     layer = torch.empty(SEQUENCES, POSITIONS, neurons, device="cuda")
     pinned = torch.empty(layer.shape, pin_memory=True)
 

@@ -25,7 +25,7 @@ import obstore
 import torch
 from measure import in_turn, table
 
-from neoscope import model as models
+from neoscope import load_model
 from neoscope.arrays import ArraySchema, array_schemas
 from neoscope.hooks import stream
 from neoscope.spec import RunSpec
@@ -41,15 +41,13 @@ LAYERS, NEURONS = 12, 3072
 
 def layers_of(compression: str = "none") -> dict[str, ArraySchema]:
     spec = RunSpec(compression=compression)  # type: ignore[arg-type]
-    schemas = array_schemas(spec, layers=LAYERS, neurons=NEURONS)
+    schemas = array_schemas(spec, layers=range(LAYERS), neurons=NEURONS)
     return {name: schema for name, schema in schemas.items() if name.startswith("MLP_")}
 
 
 def capture_and_store(rounds: int, folder: Path) -> None:
     torch.set_grad_enabled(False)
-    model = models.load(
-        "gpt-neo-125m", revision=None, weights="random", seed=0, precision="float32"
-    ).model
+    model = load_model("gpt-neo-125m", weights="random", device="cpu")
     ids = torch.randint(0, 50257, (16, 512), generator=torch.manual_seed(0))
     schemas = layers_of()
     first = next(iter(schemas.values()))
