@@ -7,7 +7,7 @@ UV := $(BIN)/uv
 READY := .venv/.ready
 MINIO := job/local/minio.py
 BENCH := .venv-bench
-BENCHMARKS = forward storing pull memory process gpu
+BENCHMARKS = forward storing memory process pull many commit large gpu
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run-local stop-local test test-faults check bench lock clean

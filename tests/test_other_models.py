@@ -306,7 +306,7 @@ def test_passes_over_a_part_of_a_batch_give_the_same_values(
         (["--hook", "model.layers.*.self_attn"], 3, "is a tuple"),
         (["--hook", "model.layers"], 2, "has 0 stars"),
         (["--hook-side", "input"], 2, "goes with --hook only"),
-        (["--layers", "a"], 2, "no list of layers"),
+        (["--layers", "a"], 2, "no number or range"),
         (["--sequences-per-pass", "3"], 2, "give one of 1, 2, 4, 8"),
         (["--positions", "65"], 3, "longer than the model's 64"),
     ],

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import transformers
 
 from conftest import invoke, neoscope
 from faults.proxy import Request, proxied
@@ -81,7 +82,7 @@ def test_bytes_and_objects_are_those_that_the_run_leaves(
     )
     assert stored == found.size if spec.compression == "none" else stored != found.size
     manifest = json.loads(body(url, "manifest.json"))
-    assert list(found.shape.layers) == manifest["hook"]["layers"]
+    assert found.shape.layers == manifest["hook"]["layers"]
     assert found.shape.neurons == manifest["model"]["neurons"]
 
 
@@ -139,7 +140,7 @@ def test_weights_and_operations_are_those_of_gpt_neo_125m() -> None:
     found = plan(RunSpec())
     parameters = found.shape.weight_bytes / 4
     assert parameters == pytest.approx(125.2e6 + 12 * 2048 * 2048 / 4, rel=0.01)  # and masks
-    matrices = 12 * (4 * 768**2 + 2 * 768 * 3072)
+    matrices = 12 * (4 * 768**2 + 2 * 768 * 3072) - 768 * 3072
     assert found.flops == pytest.approx(2 * 8192 * (matrices + 12 * 2 * 768 * 512))
 
 
@@ -177,6 +178,16 @@ def test_memory_is_about_what_the_process_takes(tmp_path: Path, small_model: Pat
     )
     peak = 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", done.stdout)[0])
     assert plan(spec_of(small_model)).host_memory == pytest.approx(peak, rel=0.35)
+
+
+@pytest.mark.parametrize("kind", ["LlamaConfig", "GPT2Config", "GPTNeoXConfig"])
+def test_other_decoders_are_planned_by_their_configuration(tmp_path: Path, kind: str) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 99}
+    if kind != "GPT2Config":
+        sizes["intermediate_size"] = 128
+    getattr(transformers, kind)(**sizes).save_pretrained(tmp_path)
+    found = plan(make_spec(model=str(tmp_path), dataset="sample", layers="0,2"))
+    assert (found.shape.layers, found.shape.neurons, found.shape.hidden) == ([0, 2], 128, 32)
 
 
 def test_a_model_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -28,8 +28,12 @@ def test_every_command_that_it_names_exists() -> None:
 
 
 def test_every_option_that_it_names_exists() -> None:
-    parameters = [p for command in cli.commands.values() for p in command.params]
-    known = {name for p in parameters for name in (*p.opts, *p.secondary_opts)}
+    known = {
+        name
+        for command in cli.commands.values()
+        for p in command.params
+        for name in (*p.opts, *p.secondary_opts)
+    }
     assert set(re.findall(r"--[a-z][a-z-]+", README)) <= known | {"--help"}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 from neoscope import arrays, chunks, lengths, sealed, stored_statistics
@@ -17,17 +18,14 @@ from neoscope.arrays import GROUP, LAYER, TOKEN_IDS, TOKEN_LENGTH, ArraySchema
 from neoscope.errors import CheckError, ConflictError
 from neoscope.records import (
     RECORDS,
-    array_summary,
     read_record,
     record_counts,
-    record_key,
     recorded,
 )
-from neoscope.spec import canonical_json
 from neoscope.storage import Store
+from neoscope.totals import Totals
 
 MANIFEST = "manifest.json"
-LISTED_DOCUMENTS = 1000
 
 
 def read_manifest(store: Store) -> dict[str, Any] | None:
@@ -54,15 +52,19 @@ def commit(store: Store, claim: dict[str, Any]) -> dict[str, Any] | None:
             raise CheckError(
                 f"{store.url}/{RECORDS} lacks records of partition {partition}: delete the run"
             )
-    records = [read_record(store, claim, p, count) for p in partitions for count in whole]
-    _check_objects(store, schemas_of(claim), records)
-    manifest, documents = manifest_content(store, claim, records)
-    manifest["timings"] = {**_sum_timings(records), "commit": time.perf_counter() - began}
+    check, totals = _object_check(store, claim), Totals(claim)
+    for partition in partitions:
+        for count in whole:
+            record = read_record(store, claim, partition, count)
+            check(record)
+            totals.add(record)
+    manifest, documents = manifest_content(store, claim, totals)
+    manifest["timings"] = {**totals.timings, "commit": time.perf_counter() - began}
     body = sealed.dump("manifest", manifest)
     for key, document in documents.items():
         _create_same(store, key, document)
     if spec["statistics"]:
-        store.delete(stored_statistics.superseded(store, _last_of_each(records)))
+        store.delete(stored_statistics.superseded(store, list(totals.last.values())))
     try:
         store.create(MANIFEST, body)
     except FileExistsError:
@@ -80,34 +82,23 @@ def commit(store: Store, claim: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def manifest_content(
-    store: Store, claim: dict[str, Any], records: list[dict[str, Any]]
+    store: Store, claim: dict[str, Any], totals: Totals
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The manifest but for its timings, and by key every `zarr.json` and what else the commit stores:
-    a pure function of claim, records and the cells that they name. Records are in order of partitions
-    and batches."""
-    manifest = _manifest(claim, records)
+    a pure function of claim, records and the cells that they name."""
+    manifest = _manifest(claim, totals)
     each, group = _attributes(claim, manifest)
     documents = arrays.metadata(schemas_of(claim), each, group)
     manifest["zarr"] = {key: hashlib.sha256(body).hexdigest() for key, body in documents.items()}
-    environments = {canonical_json(record["environment"]): record for record in records}
-    manifest["environment"] = [record["environment"] for record in environments.values()]
-    counts = manifest["tokens"]["length"]["histogram"]
-    if claim["spec"]["statistics"] and counts:
-        merged = stored_statistics.merge_partitions(
-            store,
-            _last_of_each(records),
-            claim["hook"]["layers"],
-            {int(length): n for length, n in counts.items()},
-        )
+    manifest["environment"] = totals.environments()
+    if claim["spec"]["statistics"] and totals.lengths:
+        last = list(totals.last.values())
+        layers = claim["hook"]["layers"]
+        merged = stored_statistics.merge_partitions(store, last, layers, totals.lengths)
         objects = stored_statistics.zarr_objects(merged, group)
         manifest["statistics"] = stored_statistics.manifest_entry(merged, objects)
         documents |= objects
     return manifest, documents
-
-
-def _last_of_each(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last record of each partition."""
-    return list({record["partition"]: record for record in records}.values())
 
 
 def schemas_of(claim: dict[str, Any]) -> dict[str, ArraySchema]:
@@ -137,16 +128,16 @@ def _create_same(store: Store, key: str, body: bytes) -> None:
             ) from None
 
 
-def _check_objects(
-    store: Store, schemas: dict[str, ArraySchema], records: list[dict[str, Any]]
-) -> None:
-    """Every recorded chunk must be there as it was recorded, by one listing.
+def _object_check(store: Store, claim: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    """A check that every chunk that a record names is there as it was recorded, by one listing.
 
     The store's own tag tells an object that was put over after it was recorded; such a one is read
     and must have the recorded digest.
     """
     there = {item.key: item for item in store.objects(GROUP)}
-    for record in records:
+    schemas = schemas_of(claim)
+
+    def check(record: dict[str, Any]) -> None:
         for name, entry in record["arrays"].items():
             for part in entry["chunks"]:
                 key, item = part["key"], there.get(part["key"])
@@ -164,30 +155,12 @@ def _check_objects(
                         "two unlike machines worked on one partition; delete the run"
                     )
 
+    return check
 
-def _manifest(claim: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The manifest's content from claim and records, in order of partitions and batches."""
-    spec = claim["spec"]
-    counts = lengths.merge(
-        [
-            {int(length): count for length, count in record["length_histogram"].items()}
-            for record in records
-        ]
-    )
-    entries = {}
-    for name, schema in claim["arrays"].items():
-        parts = [part for record in records for part in record["arrays"][name]["chunks"]]
-        summary = array_summary(records, name)
-        entries[name] = {
-            **schema,
-            "stored_bytes": sum(part["size"] for part in parts),
-            "digest": chunks.combine([part["digest"] for part in parts]),
-            "min": summary.min,
-            "max": summary.max,
-            "mean": summary.mean,
-            "std": summary.std,
-            "nonfinite": summary.nonfinite,
-        }
+
+def _manifest(claim: dict[str, Any], totals: Totals) -> dict[str, Any]:
+    """The manifest's content from claim and records."""
+    spec, entries = claim["spec"], totals.arrays()
     return {
         "fingerprint": claim["fingerprint"],
         "spec": spec,
@@ -196,48 +169,44 @@ def _manifest(claim: dict[str, Any], records: list[dict[str, Any]]) -> dict[str,
         "model": claim["model"],
         "hook": claim["hook"],
         "tokenizer": claim["tokenizer"],
-        "text": {**claim["text"], **_documents(records)},
+        "text": {**claim["text"], **totals.documents()},
         "tokens": {
             "count": entries[TOKEN_IDS]["shape"][0] * spec["positions"],
             "sequences": entries[TOKEN_IDS]["shape"][0],
             "positions": spec["positions"],
-            "special": sum(record["special_tokens"] for record in records),
+            "special": totals.special_tokens,
             "digest": entries[TOKEN_IDS]["digest"],
-            "length": lengths.summarize(counts),
+            "length": lengths.summarize(totals.lengths),
         },
         "arrays": entries,
         "claim": claim["content_digest"],
-        "records": {
-            record_key(record["partition"], record["batches"]): record["content_digest"]
-            for record in records
-        },
-        "checks": _checks(claim, records, entries, sum(counts.values())),
+        "records": totals.records,
+        "checks": _checks(claim, totals, entries),
     }
 
 
 def _checks(
-    claim: dict[str, Any], records: list[dict[str, Any]], entries: dict[str, Any], counted: int
+    claim: dict[str, Any], totals: Totals, entries: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """What must hold before anything is committed, each with the values seen."""
-    spec, model = claim["spec"], claim["model"]
+    spec = claim["spec"]
     layers = {name: entry for name, entry in entries.items() if name.startswith(LAYER)}
     rows = spec["sequences"] * spec["batches"] * spec["partitions"]
-    shape = [rows, spec["positions"], model["neurons"]]
+    shape = [rows, spec["positions"], claim["model"]["neurons"]]
     shapes = [entry["shape"] for entry in layers.values()]
-    counts = {name: array_summary(records, name).count for name in layers}
+    counted = sum(totals.lengths.values()) + totals.special_tokens
     nonfinite = sum(entry["nonfinite"] for entry in entries.values())
-    read_back = sum(len(record["read_back"]) for record in records)
-    special = sum(record["special_tokens"] for record in records)
     checks: dict[str, dict[str, Any]] = {
-        "tokens": {"expected": rows * spec["positions"], "found": counted + special},
+        "tokens": {"expected": rows * spec["positions"], "found": counted},
         "nonfinite": {"expected": 0, "found": nonfinite},
     }
     if spec["arrays"]:
+        read_back = len(layers) * len(totals.records)
         checks |= {
             "layers": {"expected": len(claim["hook"]["layers"]), "found": len(layers)},
             "shape": {"expected": shape, "found": shapes[0] if shapes else []},
-            "values": {"expected": math.prod(shape), "found": min(counts.values(), default=0)},
-            "read_back": {"expected": len(layers) * len(records), "found": read_back},
+            "values": {"expected": math.prod(shape), "found": totals.least_values()},
+            "read_back": {"expected": read_back, "found": totals.read_back},
         }
     if any(found != shape for found in shapes):
         raise CheckError(f"the layers' shapes differ: {shapes}; nothing is committed")
@@ -249,30 +218,6 @@ def _checks(
                 "nothing is committed"
             )
     return checks
-
-
-def _documents(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The documents used, each once although batches cut it, and where each partition's last was cut."""
-    documents: list[dict[str, Any]] = []
-    last: dict[int, dict[str, Any]] = {}
-    for record in records:
-        partition = record["partition"]
-        for span in record["documents"]:
-            if span["start"] and partition in last:
-                last[partition]["used"] = span["stop"]
-                continue
-            last[partition] = {
-                "id": span["id"],
-                "tokens": span["tokens"],
-                "used": span["stop"],
-                "partition": partition,
-            }
-            documents.append(last[partition])
-    return {
-        "document_count": len(documents),
-        "documents": documents[:LISTED_DOCUMENTS],
-        "cut": [entry for entry in last.values() if entry["used"] < entry["tokens"]],
-    }
 
 
 def _attributes(
@@ -323,12 +268,3 @@ def _attributes(
         "fingerprint": claim["fingerprint"],
     }
     return each, group
-
-
-def _sum_timings(records: list[dict[str, Any]]) -> dict[str, float]:
-    """Seconds of each step over all batches."""
-    total: dict[str, float] = {}
-    for record in records:
-        for step, seconds in record["timings"].items():
-            total[step] = total.get(step, 0.0) + seconds
-    return total

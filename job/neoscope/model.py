@@ -100,7 +100,7 @@ def find_model(name: str, *, revision: str | None, weights: str) -> FoundModel:
     if weights == "random" and name in PUBLISHED_SHAPES:
         return FoundModel(name, published_config(name), hub.Place(), random=True)
     place = hub.find(f"the model {name}", name, revision)
-    config = load_config(name, place)
+    config = _load_config(name, place)
     if weights == "random" and config.model_type != "gpt_neo":
         raise InputError(
             f"--weights random knows the initial distribution of GPT-Neo only, and {name} is a "
@@ -157,7 +157,7 @@ def _loading(what: str, place: hub.Place) -> Iterator[None]:
         ) from None
 
 
-def load_config(name: str, place: hub.Place) -> PreTrainedConfig:
+def _load_config(name: str, place: hub.Place) -> PreTrainedConfig:
     with _loading(f"the model {name}", place):
         config = AutoConfig.from_pretrained(
             name,

@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 
 import torch
 from transformers import AutoModel, PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
 
-from neoscope.architectures import hook_point
+from neoscope.architectures import HookPoint, hook_point
 from neoscope.arrays import LAYER, ArraySchema, array_schemas
 from neoscope.cells import BINS
 from neoscope.chunks import CHECKSUM_BYTES
+from neoscope.errors import InputError
 from neoscope.gpt_neo import CPU_SEQUENCES
-from neoscope.hooks import layer_numbers, neuron_counts
+from neoscope.hooks import hook_points, layer_numbers
 from neoscope.model import find_model
 from neoscope.random_weights import PUBLISHED_SHAPES, published_config
 from neoscope.records import record_counts
@@ -39,14 +42,13 @@ PAGE = 1000  # objects that one request lists
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A model as far as a plan needs it. `layers` are those of the run; `matrices` counts the weights
-    that a token is multiplied with up to the last of them, in the `depth` layers up to there."""
+    """A model as far as a plan needs it: the numbers of the captured layers, sizes, the elements of
+    the matrices of the layers up to the last captured, and the bytes of all weights and buffers."""
 
-    layers: tuple[int, ...]
+    layers: list[int]
     neurons: int
     hidden: int
     heads: int
-    depth: int
     matrices: int
     weight_bytes: int
 
@@ -126,19 +128,27 @@ def model_shape(spec: RunSpec) -> Shape:
         model = AutoModel.from_config(config, dtype=getattr(torch, spec.precision)).eval()
     point = hook_point(config.model_type, spec.hook, spec.hook_side)
     layers = layer_numbers(model, point, spec.layers)
-    total, depth = len(layer_numbers(model, point)), layers[-1] + 1
+    numbered = [(re.search(r"\.(\d+)\.", name), p) for name, p in model.named_parameters()]
     text = config.get_text_config()
-    tables = [m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)]
-    matrices = sum(p.numel() for p in model.parameters() if p.dim() == 2)
-    matrices -= sum(table.numel() for table in tables)
     return Shape(
-        tuple(layers),
-        neuron_counts(model, point, spec.layers, spec.forward).popitem()[1],
+        layers,
+        _neurons(point, hook_points(model, point, spec.layers).popitem()[1]),
         text.hidden_size,
         text.num_attention_heads,
-        depth,
-        matrices * depth // total,
+        sum(p.numel() for at, p in numbered if p.dim() > 1 and at and int(at[1]) <= layers[-1]),
         sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())),
+    )
+
+
+def _neurons(point: HookPoint, module: torch.nn.Module) -> int:
+    """The number of neurons at a module, by its weights: most models do not run without values."""
+    if isinstance(module, torch.nn.Linear):
+        return module.out_features if point.side == "output" else module.in_features
+    if isinstance(module, Conv1D):  # GPT-2's linear map, the other way round
+        return int(module.weight.shape[point.side == "output"])
+    raise InputError(
+        f"plan cannot tell how many neurons {point.module} has: it is no linear map, but a "
+        f"{type(module).__name__}; run one batch to see"
     )
 
 
@@ -219,9 +229,10 @@ def _requests(spec: RunSpec, shape: Shape, schemas: dict[str, ArraySchema]) -> R
 
 
 def _flops(spec: RunSpec, shape: Shape) -> float:
-    """Of one batch, to the end of the last layer; causal attention is counted as full."""
-    attention = 2 * shape.depth * shape.hidden * spec.positions
-    return 2.0 * spec.tokens_per_batch * (shape.matrices + attention)
+    """Of one batch, up to the MLP's last linear map of the last layer; causal attention counted as full."""
+    attention = (shape.layers[-1] + 1) * 2 * shape.hidden * spec.positions
+    multiplications = shape.matrices + attention - shape.hidden * shape.neurons
+    return 2.0 * spec.tokens_per_batch * multiplications
 
 
 def _buffers(spec: RunSpec, schemas: dict[str, ArraySchema]) -> int:

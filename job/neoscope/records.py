@@ -10,7 +10,7 @@ import dataclasses
 import re
 from typing import Any
 
-from neoscope import chunks, lengths, sealed
+from neoscope import lengths, sealed
 from neoscope.batch import Batch
 from neoscope.chunks import StoredChunk
 from neoscope.errors import CheckError, ConflictError, UnavailableError
@@ -221,12 +221,3 @@ def read_record(
     if found != (claim["fingerprint"], partition, batches):
         raise CheckError(f"{store.url}/{key} belongs to another run or place: delete the run")
     return record
-
-
-def array_summary(records: list[dict[str, Any]], name: str) -> chunks.Summary:
-    """What an array's values are like over all its records."""
-    summaries = [chunks.Summary(**record["arrays"][name]["summary"]) for record in records]
-    total = summaries[0]
-    for summary in summaries[1:]:
-        total = total + summary
-    return total

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from neoscope.arrays import LAYER, TOKEN_IDS, TOKEN_LENGTH, ArraySchema
 from neoscope.commit import schemas_of
 from neoscope.errors import UsageError
+from neoscope.spec import number_ranges
 
 Numbers = npt.NDArray[np.int64]
 
@@ -67,12 +68,12 @@ def select(
 ) -> Selection:
     """What is asked for as `0,3,6-11`, all where None. UsageError for what the run does not have."""
     schemas = schemas_of(claim)
-    kept = [int(name.removeprefix(LAYER)) for name in schemas if name.startswith(LAYER)]
+    kept = claim["hook"]["layers"] if claim["spec"]["arrays"] else []
     width = claim["model"]["neurons"] if kept else 0
     return Selection(
-        _numbers("--layers", layers, kept),
-        _numbers("--sequences", sequences, range(schemas[TOKEN_IDS].shape[0])),
-        _numbers("--neurons", neurons, range(width)),
+        _numbers("--layers", layers, np.array(kept, dtype=np.int64)),
+        _numbers("--sequences", sequences, np.arange(schemas[TOKEN_IDS].shape[0])),
+        _numbers("--neurons", neurons, np.arange(width)),
     )
 
 
@@ -97,23 +98,24 @@ def _by_chunk(numbers: Numbers, size: int) -> Iterator[tuple[int, slice | Number
         yield chunk, row if together else within, slice(begin, begin + len(part))
 
 
-def _numbers(option: str, text: str | None, there: Sequence[int]) -> Numbers:
-    """The numbers that `0,3,6-11` names, of those that there are."""
+def _numbers(option: str, text: str | None, there: Numbers) -> Numbers:
+    """The numbers that `0,3,6-11` names, of those that are there, ascending."""
     if text is None:
-        return np.array(there, dtype=np.int64)
+        return there
     found: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = (word.strip() for word in part.partition("-"))
-        last = last if dash else first
-        if not (first.isdecimal() and last.isdecimal()) or int(first) > int(last):
-            raise UsageError(f"{option} {text}: {part!r} is no number or range; write 0,3,6-11")
-        begin, end = int(first), int(last)
-        # Few steps, whatever was typed: a range that is longer than all there is cannot be in it.
-        if end - begin >= len(there) or not all(n in there for n in range(begin, end + 1)):
-            has = _ranges(np.array(there, dtype=np.int64)) or "none"
-            raise UsageError(f"{option} {text}: the run does not have all of {part}; it has {has}")
-        found.update(range(begin, end + 1))
+    for part in number_ranges(option, text):
+        if not len(there) or part[-1] > there[-1]:
+            raise _no_number(option, text, part[-1], there)
+        found.update(part)
+    missing = sorted(found.difference(there.tolist()))
+    if missing:
+        raise _no_number(option, text, missing[0], there)
     return np.array(sorted(found), dtype=np.int64)
+
+
+def _no_number(option: str, text: str, number: int, there: Numbers) -> UsageError:
+    has = _ranges(there) or "none"
+    return UsageError(f"{option} {text}: the run has no number {number}; it has {has}")
 
 
 def _ranges(numbers: Numbers) -> str:

@@ -20,6 +20,7 @@ GPT_NEO_125M = "EleutherAI/gpt-neo-125m"
 FINEWEB = "HuggingFaceFW/fineweb"
 # FineWeb's own 10-billion-token sample: its default configuration lists over 20,000 files at every start.
 FINEWEB_CONFIG = "sample-10BT"
+MAX_LAYERS = 10_000
 SAMPLE = "sample"  # --dataset sample: the text packaged with neoscope
 # The models whose shapes are packaged: with random weights they need no Hub.
 GPT_NEO_MODELS = (GPT_NEO_125M, "EleutherAI/gpt-neo-1.3B", "EleutherAI/gpt-neo-2.7B")
@@ -145,19 +146,27 @@ def make_spec(**options: Any) -> RunSpec:
     elif "hook_side" in given:
         raise UsageError(f"--hook-side {given['hook_side']} goes with --hook only: drop it")
     if "layers" in given:
-        given["layers"] = parse_layers(given["layers"])
+        given["layers"] = _layers(given["layers"])
     return RunSpec(**given)
 
 
-def parse_layers(text: str) -> tuple[int, ...]:
-    """The layers that `0,3,6-11` names, ascending, each once. Raises UsageError for anything else."""
-    found: set[int] = set()
+def _layers(text: str) -> tuple[int, ...]:
+    found = number_ranges("--layers", text)
+    if any(part[-1] >= MAX_LAYERS for part in found):
+        raise UsageError(f"--layers {text}: no model has more than {MAX_LAYERS} layers")
+    return tuple(sorted(set().union(*found)))
+
+
+def number_ranges(option: str, text: str) -> list[range]:
+    """What `0,3,6-11` names, range by range. Raises UsageError, naming the option, for anything else."""
+    found = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
-        if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise UsageError(f"--layers {text!r} is no list of layers: give one such as 0,3,6-11")
-        found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return tuple(sorted(found))
+        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part, re.ASCII)
+        numbers = range(int(match[1]), int(match[2] or match[1]) + 1) if match else None
+        if not numbers:
+            raise UsageError(f"{option} {text}: {part!r} is no number or range; write 0,3,6-11")
+        found.append(numbers)
+    return found
 
 
 def full_name(model: str) -> str:

@@ -26,6 +26,7 @@ from neoscope.commit import MANIFEST, manifest_content, schemas_of
 from neoscope.errors import CheckError, InputError
 from neoscope.progress import Progress
 from neoscope.storage import Store
+from neoscope.totals import Totals
 
 READERS = 8  # chunks in memory at a time
 REPORT = "report.html"
@@ -134,7 +135,10 @@ def _documents(
 ) -> Iterator[Find]:
     """Manifest, Zarr metadata and vocabulary against what claim and records make of them."""
     try:
-        content, made = manifest_content(store, claim, listed)
+        totals = Totals(claim)
+        for record in listed:
+            totals.add(record)
+        content, made = manifest_content(store, claim, totals)
     except CheckError as error:
         yield Find(stored_statistics.FOLDER, str(error))
         return
