@@ -11,10 +11,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import transformers
 
 from conftest import invoke, neoscope
 from faults.proxy import Request, proxied
-from neoscope.plan import Rates, lines, plan, seconds
+from neoscope.plan import plan
+from neoscope.price import Rates, lines, seconds
 from neoscope.spec import RunSpec, make_spec
 from places import body, listing
 
@@ -25,6 +27,9 @@ SHAPES = [
     {"store_dtype": "float16"},
     {"compression": "lz4"},
     {"sequences": 1, "positions": 1},
+    {"arrays": False, "batches": 67},
+    {"statistics": False},
+    {"layers": "1", "sequences_per_pass": 2},
     {"sequences": 12, "positions": 64},
 ]
 
@@ -39,6 +44,9 @@ def run(url: str, spec: RunSpec, *more: str, text: Path | None = None) -> None:
     shape = ("model", "partitions", "batches", "sequences", "positions")
     names = (*shape, "store_dtype", "compression")
     words = [w for name in names for w in (f"--{name.replace('_', '-')}", getattr(spec, name))]
+    words += [f"--no-{name}" for name in ("arrays", "statistics") if not getattr(spec, name)]
+    words += ["--layers", ",".join(map(str, spec.layers))] if spec.layers else []
+    words += ["--sequences-per-pass", spec.pass_sequences]
     files = [word for file in sorted(text.iterdir()) for word in ("--text", file)] if text else []
     for partition in range(spec.partitions):
         source = files or ["--dataset", "sample"]
@@ -68,42 +76,55 @@ def test_bytes_and_objects_are_those_that_the_run_leaves(
     run(url, spec, text=two_files if spec.partitions > 1 else None)
     left = listing(url)
     assert found.objects == len(left)
-    kinds = Counter(
-        "layers"
-        if "/MLP_" in key and "/c/" in key
-        else "token ids and lengths"
-        if "/c/" in key
-        else "Zarr metadata"
-        if key.endswith("zarr.json")
-        else "records"
-        if key.startswith("records/")
-        else "claim, vocabulary, manifest"
-        for key in left
+    assert {part.what: part.objects for part in found.parts} == Counter(map(what, left))
+    stored = sum(
+        size for key, (size, *_) in left.items() if "activations.zarr/" in key and "/c/" in key
     )
-    assert {part.what: part.objects for part in found.parts} == kinds
-    stored = sum(size for key, (size, *_) in left.items() if "/c/" in key)
     assert stored == found.size if spec.compression == "none" else stored != found.size
     manifest = json.loads(body(url, "manifest.json"))
     assert found.shape.layers == manifest["hook"]["layers"]
     assert found.shape.neurons == manifest["model"]["neurons"]
 
 
-@pytest.mark.parametrize("options", [{}, {"partitions": 2, "batches": 2}], ids=str)
+def what(key: str) -> str:
+    """The part of the plan that an object belongs to."""
+    folder, _, rest = key.partition("/")
+    named = {
+        "statistics.zarr": "statistics.zarr",
+        "statistics": "statistics of each partition",
+        "records": "records",
+    }
+    if folder != "activations.zarr":
+        return named.get(folder, "claim, vocabulary, manifest")
+    if rest.endswith("zarr.json"):
+        return "Zarr metadata"
+    return "layers" if rest.startswith("MLP_") else "token ids and lengths"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"partitions": 2, "batches": 2}, {"arrays": False, "batches": 67}, {"statistics": False}],
+    ids=str,
+)
 def test_requests_are_those_that_the_store_gets(
     endpoint: str, s3_url: str, small_model: Path, two_files: Path, options: dict[str, object]
 ) -> None:
     spec = spec_of(small_model, **options)
     with proxied(endpoint) as proxy:
-        run(s3_url, spec, "--endpoint-url", proxy.endpoint, text=two_files if options else None)
+        text = two_files if spec.partitions > 1 else None
+        run(s3_url, spec, "--endpoint-url", proxy.endpoint, text=text)
         seen = Counter(map(kind, proxy.requests))
     found = plan(spec).requests
-    assert seen == {"put": found.puts, "get": found.gets, "list": found.lists}
+    assert (seen["put"], seen["get"]) == (found.puts, found.gets)
+    assert (seen["list"], seen["delete"]) == (found.lists, found.deletes)
 
 
 def kind(request: Request) -> str:
     if "list-type" in request.query:
         return "list"
-    return {"PUT": "put", "GET": "get", "HEAD": "get"}[request.method]
+    return {"PUT": "put", "GET": "get", "HEAD": "get", "POST": "delete", "DELETE": "delete"}[
+        request.method
+    ]
 
 
 def test_the_published_models_are_planned_without_the_hub() -> None:
@@ -129,11 +150,11 @@ def test_rates_give_time_and_price() -> None:
     computing = found.flops / 0.1e12
     assert seconds(found, slow) == pytest.approx(10 * computing)
     stored = Rates(tflops=1000, mb_per_second=100)
-    assert seconds(found, stored) == pytest.approx(10 * found.size / 20 / 100e6)
+    assert seconds(found, stored) == pytest.approx(10 * found.sent / 20 / 100e6)
     text = "\n".join(lines(found, slow))
     assert f"{10 * computing:,.1f} s of 2 workers" in text
     assert f"machines {3.6 * 2 * 10 * computing / 3600:,.4f}" in text
-    assert f"a month of storage {0.02 * found.size / 1e9:,.4f}" in text
+    assert f"a month of storage {0.02 * found.stored / 1e9:,.4f}" in text
     puts = found.requests.puts + found.requests.lists
     assert f"PUT and LIST {5 * puts / 1000:,.4f}" in text
     assert "GET and HEAD 0" not in text
@@ -157,6 +178,16 @@ def test_memory_is_about_what_the_process_takes(tmp_path: Path, small_model: Pat
     )
     peak = 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", done.stdout)[0])
     assert plan(spec_of(small_model)).host_memory == pytest.approx(peak, rel=0.35)
+
+
+@pytest.mark.parametrize("kind", ["LlamaConfig", "GPT2Config", "GPTNeoXConfig"])
+def test_other_decoders_are_planned_by_their_configuration(tmp_path: Path, kind: str) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 99}
+    if kind != "GPT2Config":
+        sizes["intermediate_size"] = 128
+    getattr(transformers, kind)(**sizes).save_pretrained(tmp_path)
+    found = plan(make_spec(model=str(tmp_path), dataset="sample", layers="0,2"))
+    assert (found.shape.layers, found.shape.neurons, found.shape.hidden) == ([0, 2], 128, 32)
 
 
 def test_a_model_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def stored_digest(schema: ArraySchema, body: bytes | memoryview | None) -> str |
         return None
 
 
-def bytes_digest(body: bytes) -> str:
+def bytes_digest(body: bytes | memoryview) -> str:
     """xxh3-128 of bytes, 32 hexadecimal digits."""
     return xxhash.xxh3_128_hexdigest(body)
 

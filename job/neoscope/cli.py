@@ -179,10 +179,13 @@ def verify_command(
 @cli.command(name="pull", epilog=EXIT_CODES)
 @output_argument
 @click.argument("dest")
-@option("--layers", metavar="NUMBERS", help="Only these layers: 0,3,6-11.")
-@option("--sequences", metavar="NUMBERS", help="Only these sequences, from 0 over the whole run.")
-@option("--neurons", metavar="NUMBERS", help="Only these neurons of every layer.")
-@option(
+# Not in the environment: NEOSCOPE_SEQUENCES and NEOSCOPE_LAYERS are those of a run.
+@click.option("--layers", metavar="NUMBERS", help="Only these layers: 0,3,6-11.")
+@click.option(
+    "--sequences", metavar="NUMBERS", help="Only these sequences, from 0 over the whole run."
+)
+@click.option("--neurons", metavar="NUMBERS", help="Only these neurons of every layer.")
+@click.option(
     "--to",
     "form",
     type=click.Choice(["zarr", "safetensors"]),
@@ -228,10 +231,11 @@ def pull_command(
 def plan_command(text_paths: tuple[Path, ...], **options: Any) -> None:
     """Tell what `neoscope run` with the same options will leave and take, and compute nothing.
 
-    Bytes, objects and requests are exact but for compression. Rates give time and price: give those
+    Bytes of arrays, objects and requests are exact but for compression. Rates give time and price: give those
     of your machines and your storage. The shapes of the three GPT-Neo are known without the Hub.
     """
-    from neoscope.plan import Rates, lines, plan
+    from neoscope.plan import plan
+    from neoscope.price import Rates, lines
     from neoscope.run import spec_of
 
     rates = Rates(**{field.name: options.pop(field.name) for field in dataclasses.fields(Rates)})

@@ -1,7 +1,7 @@
-"""A committed run as something to take from: what it recorded, and values that are held against it.
+"""A committed run as something to take from: what it recorded, and objects that are held against it.
 
-In: a store. Out: the run's documents, and the values of its chunks, each checked as it is read. It
-does not know where they go.
+In: a store. Out: the run's documents, and the bytes and values of its objects, each checked as it is
+read. It does not know where they go.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy.typing as npt
 
+from neoscope import chunks
 from neoscope.arrays import GROUP
 from neoscope.errors import CheckError
+from neoscope.records import VOCABULARY
 from neoscope.status import committed
 from neoscope.storage import Store
 from neoscope.verify import (
@@ -29,46 +31,56 @@ from neoscope.verify import (
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """A committed run: its documents, and what every chunk must be, by its key."""
+    """A committed run: its documents, what every chunk must be, and the digests of other objects, which
+    are SHA-256 (64 digits) or xxh3-128 (32)."""
 
     store: Store
     claim: dict[str, Any]
     manifest: dict[str, Any]
     expected: dict[str, Expected]
+    digests: dict[str, str]
+
+    def find(self, key: str, body: memoryview | None) -> Find | None:
+        """What is wrong with an object, if anything, by the digest that the run recorded of it. The
+        documents that carry digests themselves are not looked into."""
+        if key in self.expected:
+            values = held_against(key, body, self.expected[key])
+            return values if isinstance(values, Find) else None
+        if body is None:
+            return Find(key, "is missing")
+        digest = self.digests.get(key)
+        if digest is None or digest == _digest(body, len(digest)):
+            return None
+        return Find(key, "is not the one that was recorded")
 
     def read(self, key: str) -> memoryview:
-        """The bytes of an object as they are stored; those of a chunk are held against its record.
-
-        Raises CheckError where they are not as recorded, or not there.
-        """
+        """The bytes of an object, held against its digest. Raises CheckError where they do not fit, or
+        there are none."""
         body = self.store.read(key)
-        if body is None:
-            raise self._bad(Find(key, "is missing"))
-        if key in self.expected:
-            self._checked(key, body)
+        find = self.find(key, body)
+        if find is not None or body is None:
+            raise self._bad(find or Find(key, "is missing"))
         return body
 
     def values(self, key: str) -> npt.NDArray[Any]:
         """The values of a chunk, held against its record. Raises CheckError as `read` does."""
-        return self._checked(key, self.store.read(key))
-
-    def attributes(self, name: str) -> dict[str, Any]:
-        """The Zarr attributes of an array, or of the group where `name` is empty."""
-        key = "/".join(part for part in (GROUP, name, "zarr.json") if part)
-        body = self.store.get(key) or b""
-        if hashlib.sha256(body).hexdigest() != self.manifest["zarr"][key]:
-            raise self._bad(Find(key, "is not the one that the manifest names"))
-        attributes: dict[str, Any] = json.loads(body)["attributes"]
-        return attributes
-
-    def _checked(self, key: str, body: memoryview | None) -> npt.NDArray[Any]:
-        values = held_against(key, body, self.expected[key])
+        values = held_against(key, self.store.read(key), self.expected[key])
         if isinstance(values, Find):
             raise self._bad(values)
         return values
 
+    def attributes(self, name: str) -> dict[str, Any]:
+        """The Zarr attributes of an array, or of the group where `name` is empty."""
+        key = "/".join(part for part in (GROUP, name, "zarr.json") if part)
+        attributes: dict[str, Any] = json.loads(bytes(self.read(key)))["attributes"]
+        return attributes
+
     def _bad(self, find: Find) -> CheckError:
         return CheckError(f"{self.store.url}/{find}")
+
+
+def _digest(body: memoryview, digits: int) -> str:
+    return hashlib.sha256(body).hexdigest() if digits == 64 else chunks.bytes_digest(body)
 
 
 def open_origin(store: Store) -> Origin:
@@ -77,4 +89,12 @@ def open_origin(store: Store) -> Origin:
     claim, manifest, records = read_documents(store)
     for find in of_another_run(claim, manifest, records):
         raise CheckError(f"{store.url}/{find}")
-    return Origin(store, claim, manifest, expected_chunks(claim, records))
+    statistics = manifest.get("statistics", {}).get("objects", {})
+    partitions = [record["statistics"] for record in records if "statistics" in record]
+    digests = {
+        VOCABULARY: claim["tokenizer"]["vocabulary_digest"],
+        **manifest["zarr"],
+        **{key: entry["sha256"] for key, entry in statistics.items()},
+        **{entry["key"]: entry["digest"] for entry in partitions},
+    }
+    return Origin(store, claim, manifest, expected_chunks(claim, records), digests)

@@ -20,7 +20,7 @@ from neoscope.records import CLAIM, RECORDS
 from neoscope.selection import Selection, select
 from neoscope.spec import differing_fields
 from neoscope.storage import REQUESTS_IN_FLIGHT, Store
-from neoscope.verify import Find, held_against, verify
+from neoscope.verify import Find, verify
 
 SELECTION = "selection.json"  # put first at a place that holds a part of a run
 
@@ -79,7 +79,7 @@ def pull_run(origin: Origin, dest: Store, progress: Progress) -> str:
     for key in origin.expected.keys() - sizes.keys():
         raise CheckError(f"{origin.store.url}/{Find(key, 'is missing')}")
     held = _sound(origin, dest, progress)
-    wanted = sizes.keys() - held
+    wanted = sizes.keys() - held - {CLAIM}
 
     def fetch(key: str) -> int:
         body = origin.read(key)
@@ -128,14 +128,14 @@ def take_place(dest: Store, key: str, body: bytes | memoryview) -> None:
 
 
 def _sound(origin: Origin, dest: Store, progress: Progress) -> set[str]:
-    """The keys of the chunks that are at `dest` already, as their records say."""
-    there = {item.key for item in dest.objects()} & origin.expected.keys()
+    """The keys of the objects that are at `dest` already, as their digests say."""
+    known = origin.expected.keys() | origin.digests.keys()
+    there = {item.key for item in dest.objects()} & known
 
     def check(key: str) -> str | None:
-        bad = isinstance(held_against(key, dest.read(key), origin.expected[key]), Find)
-        return None if bad else key
+        return None if origin.find(key, dest.read(key)) else key
 
-    progress.begin("checking what is there", len(there), "chunks")
+    progress.begin("checking what is there", len(there), "objects")
     sound = set()
     for key in at_a_time(check, sorted(there)):
         progress.advance("checking what is there")
@@ -150,4 +150,6 @@ def _phase(key: str) -> int:
     any reader opens, and no worker takes it for one that is recorded."""
     if key.endswith("/zarr.json"):
         return 2 if key.count("/") > 1 else 3  # arrays before their group
-    return {CLAIM: 0, MANIFEST: 4}.get(key, 1 if key.startswith(f"{RECORDS}/") else 0)
+    if key == MANIFEST:
+        return 4
+    return 1 if key.startswith(f"{RECORDS}/") else 0
