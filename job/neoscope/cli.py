@@ -217,6 +217,23 @@ def run(
         click.echo(summary(manifest, url, endpoint_url))
 
 
+FETCHED = ("model", "model_revision", "weights", "tokenizer")
+
+
+@cli.command(
+    name="fetch", epilog=EXIT_CODES, params=[each for each in run.params if each.name in FETCHED]
+)
+def fetch_command(**options: Any) -> None:
+    """Download model and tokenizer into the Hub's cache (HF_HOME), and nothing else.
+
+    A run that is told the same of them finds them there.
+    """
+    from neoscope.fetch import fetch
+
+    for line in fetch(options):
+        click.echo(line)
+
+
 @cli.command(name="status")
 @output_argument
 @endpoint_option
