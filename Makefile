@@ -64,7 +64,7 @@ run-docker: ## Runs the image into a MinIO beside it (ARGS="--batches 2", SERVIC
 
 k8s-run: ## Launches k8s/base, or OVERLAY=local|kueue|spot (NAMESPACE=...); a finished Job makes way
 	@if $(KUBECTL) get job neoscope --ignore-not-found --output jsonpath='$(CONDITIONS)' \
-		| grep -qwE 'Complete|Failed'; then $(KUBECTL) delete job neoscope --cascade foreground; fi
+		| grep -qwE 'Complete|Failed'; then $(KUBECTL) delete job neoscope --cascade=foreground; fi
 	@$(KUBECTL) apply --kustomize $(OVERLAY_DIR)
 
 k8s-status: ## Shows the Job, and each pod's node, state and message

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from conftest import ROOT, Finished, invoke
+from test_k8s import manifests  # noqa: F401
 
 PARTITIONS = 3
 KEYS = {
@@ -52,7 +54,8 @@ class Cluster:
         return done.stdout + done.stderr
 
     def make(self, target: str) -> str:
-        command = ["make", target, "OVERLAY=local", f"NAMESPACE={self.namespace}"]
+        # ARGS would else be those of the make that runs these tests.
+        command = ["make", target, "OVERLAY=local", f"NAMESPACE={self.namespace}", "ARGS="]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -97,7 +100,7 @@ def launch(cluster: Cluster, tmp_path: Path) -> Callable[..., None]:
         (copy / "overlays" / "variant" / "kustomization.yaml").write_text(
             VARIANT.format(literals=json.dumps(literals))
         )
-        cluster.kubectl("delete", "job/neoscope", "--ignore-not-found", "--cascade", "foreground")
+        cluster.kubectl("delete", "job/neoscope", "--ignore-not-found", "--cascade=foreground")
         cluster.kubectl("apply", "--kustomize", copy / "overlays" / "variant")
 
     return launch
@@ -130,13 +133,17 @@ def index(pod: dict[str, Any]) -> str:
     return str(pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"])
 
 
-@pytest.mark.parametrize("folder", ["base", "overlays/local", "overlays/kueue", "overlays/spot"])
-def test_the_api_server_takes_it_as_it_is(cluster: Cluster, folder: str) -> None:
-    said = cluster.kubectl(
-        "apply", "--kustomize", ROOT / "k8s" / folder, "--dry-run=server", "--validate=strict"
-    )
-    assert "job.batch/neoscope created" in said
-    assert "Warning" not in said, "Pod Security, or something deprecated"
+def test_the_api_server_takes_all_overlays_those_of_the_readme_too(
+    cluster: Cluster,
+    manifests: dict[str, list[dict[str, Any]]],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    for name, built in manifests.items():
+        (tmp_path / "built.yaml").write_text(yaml.safe_dump_all(built))
+        trying = ("--filename", tmp_path / "built.yaml", "--dry-run=server", "--validate=strict")
+        said = cluster.kubectl("apply", *trying)
+        assert "job.batch/neoscope created" in said, name
+        assert "Warning" not in said, f"{name}: Pod Security, or something deprecated"
 
 
 def test_the_local_overlay_makes_a_run(cluster: Cluster) -> None:
