@@ -16,7 +16,7 @@ import pytest
 import yaml
 from minio_program import IMAGE
 
-from conftest import ROOT
+from conftest import ROOT, invoke
 from neoscope import errors
 from neoscope.cli import cli
 
@@ -245,6 +245,15 @@ def test_all_settings_are_options(manifests: dict[str, list[Manifest]]) -> None:
     for built in manifests.values():
         names = {*only(built, "ConfigMap")["data"]}
         assert {name for name in names if name.startswith("NEOSCOPE_")} <= known
+
+
+@pytest.mark.parametrize("command", ["status", "verify"])
+def test_commands_on_the_run_take_the_settings_of_its_pods(
+    manifests: dict[str, list[Manifest]], tmp_path: Path, command: str
+) -> None:
+    settings = only(manifests["overlays/local"], "ConfigMap")["data"]
+    done = invoke(command, **settings | {"NEOSCOPE_OUTPUT": str(tmp_path / "none")})
+    assert done.code == 3 and "there is no run at" in done.err
 
 
 def test_what_no_retry_cures_fails_the_job_and_all_else_is_tried_again(

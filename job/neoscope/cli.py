@@ -258,7 +258,9 @@ def status_command(output: str, endpoint_url: str | None) -> None:
     type=click.IntRange(1),
     help="Also compute N of the sequences again with transformers' own model, and compare.",
 )
-@option("--text", is_flag=True, help="Also stream the recorded text again, and compare the tokens.")
+@click.option(
+    "--text", is_flag=True, help="Also stream the recorded text again, and compare the tokens."
+)
 @option(
     "--text-file",
     "text_paths",

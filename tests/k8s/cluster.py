@@ -67,6 +67,14 @@ class Cluster:
         selector = "batch.kubernetes.io/job-name=neoscope"
         return list(self.get("pods", "--selector", selector)["items"])
 
+    def evict(self, pod: str, folder: Path) -> None:
+        """As a drained node does."""
+        about = {"name": pod, "namespace": self.namespace}
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": about}
+        (folder / "eviction.json").write_text(json.dumps(eviction))
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}/eviction"
+        self.kubectl("create", "--raw", path, "--filename", folder / "eviction.json")
+
     def ended(self, seconds: float = 600) -> dict[str, Any]:
         """The condition with which the Job ended."""
         deadline = time.monotonic() + seconds
@@ -133,6 +141,10 @@ def index(pod: dict[str, Any]) -> str:
     return str(pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"])
 
 
+def succeeded(pod: dict[str, Any]) -> bool:
+    return bool(pod["status"]["phase"] == "Succeeded")
+
+
 def test_the_api_server_takes_all_overlays_those_of_the_readme_too(
     cluster: Cluster,
     manifests: dict[str, list[dict[str, Any]]],  # noqa: F811
@@ -164,29 +176,30 @@ def test_a_finished_job_makes_way_for_the_same_again(cluster: Cluster) -> None:
     assert cluster.make("k8s-logs").count("already holds this run, whole") == PARTITIONS
 
 
-def test_a_run_whose_middle_pod_is_deleted_goes_on_and_is_whole(
-    cluster: Cluster, launch: Callable[..., None]
+def test_a_run_goes_on_after_a_deleted_and_an_evicted_pod_and_is_whole(
+    cluster: Cluster, launch: Callable[..., None], tmp_path: Path
 ) -> None:
     batches = 12
     url = "s3://neoscope/killed"
     launch(f"NEOSCOPE_OUTPUT={url}", f"NEOSCOPE_BATCHES={batches}")
     with forwarded(cluster) as command:
-        stored = 0
-        while not stored:
-            found = re.search(r"partition 1: (\d+) of", command("status", url).out)
-            stored = int(found[1]) if found else 0
-        assert stored < batches, "it was over before it could be killed"
-        (victim,) = [pod for pod in cluster.pods() if index(pod) == "1"]
-        cluster.kubectl("delete", "pod", victim["metadata"]["name"])
+        stored = {"0": 0, "1": 0, "2": 0}
+        while not (stored["1"] and stored["2"]):
+            found = re.findall(r"partition (\d): (\d+) of", command("status", url).out)
+            stored |= {partition: int(count) for partition, count in found}
+        assert max(stored.values()) < batches, "it was over before it could be stopped"
+        first = {index(pod): pod["metadata"]["name"] for pod in cluster.pods()}
+        cluster.evict(first["2"], tmp_path)
+        cluster.kubectl("delete", "pod", first["1"])
         assert cluster.ended()["type"] == "Complete", cluster.make("k8s-logs")
-        (successor,) = [pod for pod in cluster.pods() if index(pod) == "1"]
-        assert successor["metadata"]["uid"] != victim["metadata"]["uid"]
-        log = cluster.kubectl("logs", successor["metadata"]["name"])
-        went_on = re.search(rf"going on after batch (\d+) of {batches}", log)
-        assert went_on and int(went_on[1]) >= stored, log
-        assert f"{PARTITIONS * batches} of {PARTITIONS * batches} batches, 3 of 3" in (
-            command("status", url).out
-        )
+        assert cluster.get("job/neoscope")["status"]["failed"] == 1, "an evicted pod is no try"
+        second = {index(pod): pod["metadata"]["name"] for pod in cluster.pods() if succeeded(pod)}
+        for partition in ("1", "2"):
+            assert second[partition] != first[partition]
+            log = cluster.kubectl("logs", second[partition])
+            went_on = re.search(rf"going on after batch (\d+) of {batches}", log)
+            assert went_on and int(went_on[1]) >= stored[partition], log
+        assert "36 of 36 batches, 3 of 3 partitions whole" in command("status", url).out
         done = command("verify", url)
         assert done.code == 0, done.err + done.out
 
