@@ -8,12 +8,17 @@ READY := .venv/.ready
 MINIO := job/local/minio.py
 BENCH := .venv-bench
 BENCHMARKS = forward storing memory process pull many commit large gpu
+IMAGE ?= localhost/neoscope:dev
+export IMAGE
+KUBECTL = kubectl $(if $(NAMESPACE),--namespace $(NAMESPACE))
+OVERLAY_DIR = k8s/$(if $(OVERLAY),overlays/$(OVERLAY),base)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run-local stop-local test test-faults check bench lock clean
+.PHONY: help setup run-local report stop-local test test-faults check bench lock clean \
+	image image-check run-docker k8s-run k8s-status k8s-logs k8s-delete test-k8s
 
 help: ## Lists these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY) ## Makes .venv with everything in it and the command neoscope
 	@echo "neoscope is installed: source .venv/bin/activate"
@@ -49,6 +54,39 @@ check: $(READY) ## Looks for faults in the code without running it: ruff and myp
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
+image: ## Builds the container image (IMAGE=name:tag, BASE_IMAGE=...)
+	@docker build --file docker/Dockerfile --tag $(IMAGE) \
+		$(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
+		--build-arg PIP_INDEX_URL --build-arg UV_DEFAULT_INDEX \
+		--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) .
+
+image-check: $(READY) ## Tries the built image, and prints its size and layers
+	@$(BIN)/python $(MINIO) get
+	@$(BIN)/python -m pytest tests/docker/image.py $(ARGS)
+	@docker image inspect --format '{{.Size}} bytes in {{len .RootFS.Layers}} layers' $(IMAGE)
+	@docker history --format 'table {{.Size}}\t{{.CreatedBy}}' $(IMAGE)
+
+run-docker: ## Runs the image into a MinIO beside it (ARGS="--batches 2", SERVICE=gpu on an NVIDIA host)
+	@docker compose --file docker/compose.yaml run --rm $(or $(SERVICE),job) run $(ARGS)
+
+k8s-run: ## Launches k8s/base, or OVERLAY=local|kueue|spot (NAMESPACE=...); a finished Job makes way
+	@if $(KUBECTL) get job neoscope --ignore-not-found --output jsonpath='$(CONDITIONS)' \
+		| grep -qwE 'Complete|Failed'; then $(KUBECTL) delete job neoscope --cascade=foreground; fi
+	@$(KUBECTL) apply --kustomize $(OVERLAY_DIR)
+
+k8s-status: ## Shows the Job, and each pod's node, state and message
+	@$(KUBECTL) get job neoscope
+	@$(KUBECTL) get pods --selector $(PODS) --output custom-columns='$(COLUMNS)'
+
+k8s-logs: ## Prints the logs of all pods (ARGS=-f to follow them)
+	@$(KUBECTL) logs --selector $(PODS) --all-containers --prefix --tail -1 --max-log-requests 200 $(ARGS)
+
+k8s-delete: ## Deletes what k8s-run has made (OVERLAY, NAMESPACE); the run itself stays in its store
+	@$(KUBECTL) delete --kustomize $(OVERLAY_DIR) --ignore-not-found
+
+test-k8s: $(READY) ## Tries k8s/overlays/local on the cluster that kubectl points at
+	@$(BIN)/python -m pytest tests/k8s/cluster.py --timeout 1200 $(ARGS)
+
 lock: $(UV) ## Pins what pyproject.toml asks for in requirements/ (ARGS=--upgrade for the newest)
 	@$(COMPILE) pyproject.toml --output-file requirements/job.txt
 	@$(COMPILE) pyproject.toml --extra dev --constraints requirements/job.txt \
@@ -60,6 +98,12 @@ lock: $(UV) ## Pins what pyproject.toml asks for in requirements/ (ARGS=--upgrad
 clean: stop-local ## Removes .venv, the local store with all its runs, and caches
 	@rm -rf .venv .venv-bench .minio .mypy_cache .pytest_cache .ruff_cache .hypothesis build job/*.egg-info
 	@find job tests -name __pycache__ -prune -exec rm -rf {} +
+
+VERSION = $$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+PODS = batch.kubernetes.io/job-name=neoscope
+CONDITIONS = {.status.conditions[?(@.status=="True")].type}
+COLUMNS = POD:.metadata.name,NODE:.spec.nodeName,STATE:.status.phase,$\
+	MESSAGE:..terminated.message
 
 # One version of each package for every Python and platform, with hashes, whatever index they are from.
 COMPILE = $(INDEX) $(UV) pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \

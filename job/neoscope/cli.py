@@ -106,6 +106,23 @@ def run(
         click.echo(summary(manifest, url, endpoint_url))
 
 
+FETCHED = ("model", "model_revision", "weights", "tokenizer")
+
+
+@cli.command(
+    name="fetch", epilog=EXIT_CODES, params=[each for each in run.params if each.name in FETCHED]
+)
+def fetch_command(**options: Any) -> None:
+    """Download model and tokenizer into the Hub's cache (HF_HOME), and nothing else.
+
+    A run that is told the same of them finds them there.
+    """
+    from neoscope.fetch import fetch
+
+    for line in fetch(options):
+        click.echo(line)
+
+
 @cli.command(name="status")
 @output_argument
 @endpoint_option
@@ -130,7 +147,9 @@ def status_command(output: str, endpoint_url: str | None) -> None:
     type=click.IntRange(1),
     help="Also compute N of the sequences again with transformers' own model, and compare.",
 )
-@option("--text", is_flag=True, help="Also stream the recorded text again, and compare the tokens.")
+@click.option(
+    "--text", is_flag=True, help="Also stream the recorded text again, and compare the tokens."
+)
 @option(
     "--text-file",
     "text_paths",
