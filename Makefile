@@ -7,6 +7,8 @@ UV := $(BIN)/uv
 READY := .venv/.ready
 MINIO := job/local/minio.py
 BENCH := .venv-bench
+# Two test processes: most of a test's time it waits. More would starve one another on a laptop.
+TWO := --numprocesses 2 --dist worksteal
 BENCHMARKS = forward storing memory process pull many commit large gpu
 IMAGE ?= localhost/neoscope:dev
 export IMAGE
@@ -39,11 +41,11 @@ stop-local: ## Stops that MinIO; what is stored stays
 
 test: $(READY) ## Runs the tests (ARGS="-k storage")
 	@$(BIN)/python $(MINIO) get
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(TWO) $(ARGS)
 
 test-faults: $(READY) ## Runs the fault tests in full: hundreds of kills, a thousand flipped bits
 	@$(BIN)/python $(MINIO) get
-	@NEOSCOPE_FAULTS=full $(BIN)/python -m pytest tests/faults $(ARGS)
+	@NEOSCOPE_FAULTS=full $(BIN)/python -m pytest $(TWO) tests/faults $(ARGS)
 
 bench: $(BENCH)/.ready ## Runs the benchmarks, peers included, in an environment of their own (BENCHMARKS="storing")
 	@$(BENCH)/bin/python $(MINIO) get

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import subprocess
 import sys
 import uuid
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -23,6 +25,42 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 import minio  # noqa: E402
 
 BUCKET = "neoscope-test"
+# NEOSCOPE_FAULTS=full asks for all of tests/faults, which takes half an hour; without, each fault is made
+# some times. NEOSCOPE_FAULTS_SEED repeats the choices of an earlier time.
+FAULTS: dict[str, Any] = {
+    "full": os.environ.pop("NEOSCOPE_FAULTS", "") == "full",
+    "seed": os.environ.pop("NEOSCOPE_FAULTS_SEED", "") or random.SystemRandom().randrange(10**6),
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A worker of pytest-xdist makes the choices of the process that started it."""
+    FAULTS.update(getattr(config, "workerinput", {}).get("faults", {}))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["faults"] = FAULTS
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The table of the faults made, and what came of them."""
+    rows: dict[tuple[str, str], int] = {}
+    refused = ("bad inputs", "refused in one line with the exit code that is documented")
+    for report in [each for some in terminalreporter.stats.values() for each in some]:
+        if getattr(report, "when", None) != "call":
+            continue
+        for name, told in report.user_properties:
+            if name == "fault":
+                fault, count, outcome = told
+                rows[fault, outcome] = rows.get((fault, outcome), 0) + count
+        if report.passed and "test_bad_input_is_one_line" in report.nodeid:
+            rows[refused] = rows.get(refused, 0) + 1
+    if rows:
+        width = max(len(fault) for fault, _ in rows)
+        terminalreporter.section(f"faults made (NEOSCOPE_FAULTS_SEED={FAULTS['seed']})")
+        for (fault, outcome), count in sorted(rows.items()):
+            terminalreporter.write_line(f"{fault:<{width}}  {count:>5}  {outcome}")
 
 
 @pytest.fixture(scope="session")

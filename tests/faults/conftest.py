@@ -1,31 +1,21 @@
-"""What the fault tests share: how much of each fault, a run that takes a second, and the table at the end.
-
-NEOSCOPE_FAULTS=full asks for all of it, which takes half an hour; without, each fault is made some
-times. NEOSCOPE_FAULTS_SEED repeats the choices of an earlier time.
-"""
+"""What the fault tests share: how much of each fault, and a run that takes a second."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import BUCKET
+from conftest import BUCKET, FAULTS
 from faults.content import content, objects, put
 from faults.forks import Forks, forking
 from neoscope.text import SAMPLE_FILE
-
-FULL = os.environ.pop("NEOSCOPE_FAULTS", "") == "full"
-SEED = int(os.environ.pop("NEOSCOPE_FAULTS_SEED", "") or random.SystemRandom().randrange(10**6))
-ROWS = pytest.StashKey[dict[tuple[str, str], int]]()
 
 Tell = Callable[[str, int, str], None]
 NewUrl = Callable[[], str]
@@ -33,44 +23,26 @@ NewUrl = Callable[[], str]
 
 def times(some: int, full: int) -> int:
     """How often to do it."""
-    return full if FULL else some
+    return full if FAULTS["full"] else some
 
 
 @pytest.fixture
 def chance(request: pytest.FixtureRequest) -> random.Random:
     """This test's own source of choices."""
-    return random.Random(f"{SEED} {request.node.name}")
+    return random.Random(f"{FAULTS['seed']} {request.node.name}")
 
 
 @pytest.fixture
 def tell(request: pytest.FixtureRequest) -> Tell:
     """Adds to the table: a fault, how often it was made, and what came of it."""
-    rows = request.config.stash.setdefault(ROWS, {})
-
-    def add(fault: str, count: int, outcome: str) -> None:
-        rows[fault, outcome] = rows.get((fault, outcome), 0) + count
-
-    return add
+    properties = request.node.user_properties
+    return lambda fault, count, outcome: properties.append(("fault", (fault, count, outcome)))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.timeout(times(300, 1200)))
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    rows = dict(config.stash.get(ROWS, {}))
-    if not rows:
-        return
-    passed = [report.nodeid for report in terminalreporter.stats.get("passed", [])]
-    refused = sum("test_bad_input_is_one_line" in nodeid for nodeid in passed)
-    if refused:
-        rows["bad inputs", "refused in one line with the exit code that is documented"] = refused
-    width = max(len(fault) for fault, _ in rows)
-    terminalreporter.section(f"faults made (NEOSCOPE_FAULTS_SEED={SEED})")
-    for (fault, outcome), count in rows.items():
-        terminalreporter.write_line(f"{fault:<{width}}  {count:>5}  {outcome}")
 
 
 @pytest.fixture
