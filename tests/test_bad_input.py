@@ -103,7 +103,7 @@ TEXTS = [
     Bad(f"{TEXT} --text {{good}} --text {{null}} --batches 99", 3, "good.jsonl, null.jsonl"),
     Bad(f"{TEXT} --text {{good}} --partitions 2", 3, "1 parts"),
     Bad(f"run {{place}} {MODEL} --dataset sample --sequences 999 --positions 64", 3, "too few"),
-    Bad(f"run {{place}} {MODEL} --dataset {{folder}}/gone", 3, "gone"),
+    Bad(f"run {{place}} {MODEL} --positions 8 --dataset {{folder}}/gone", 3, "gone"),
 ]
 
 MODELS = [

@@ -262,7 +262,7 @@ def another_value(option: click.Option) -> str:
     if isinstance(option.type, click.types.IntParamType):
         return "7"
     if option.is_flag:
-        return "false" if option.default else "true"
+        return "false" if option.secondary_opts else "true"
     return "something"
 
 
@@ -273,7 +273,7 @@ def test_every_option_of_run_can_be_set_in_the_environment(
     value = another_value(option)
     words = [option.opts[0], value]
     if option.is_flag:
-        words = option.secondary_opts[:1] if option.default else option.opts[:1]
+        words = option.secondary_opts or option.opts
     given = parsed("run", "somewhere", *words).params
     assert given != parsed("run", "somewhere").params
     monkeypatch.setenv(variable(option), value)

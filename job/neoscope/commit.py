@@ -61,10 +61,10 @@ def commit(store: Store, claim: dict[str, Any]) -> dict[str, Any] | None:
     manifest, documents = manifest_content(store, claim, totals)
     manifest["timings"] = {**totals.timings, "commit": time.perf_counter() - began}
     body = sealed.dump("manifest", manifest)
-    for key, document in documents.items():
-        _create_same(store, key, document)
-    if spec["statistics"]:
-        store.delete(stored_statistics.superseded(store, list(totals.last.values())))
+    stored_statistics.clear_superseded(store, spec)
+    # No reader opens anything before all values are there.
+    for key in sorted(documents, key=lambda key: key.endswith("zarr.json")):
+        _create_same(store, key, documents[key])
     try:
         store.create(MANIFEST, body)
     except FileExistsError:

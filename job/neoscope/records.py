@@ -6,6 +6,7 @@ where there is none yet. It does not know how values are computed, nor the commi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from typing import Any
@@ -147,10 +148,16 @@ def _settle(store: Store, key: str, body: Body, record: str) -> str | None:
     """
     there = store.get(key)
     if there == bytes(body):
-        return store.tag(key)
+        with contextlib.suppress(FileNotFoundError):
+            return store.tag(key)
+        there = None
+    if there is None:
+        # Statistics that a worker ahead of this one has superseded meanwhile: put again, and deleted
+        # again by this worker's next record, or by the commit.
+        return store.put(key, body)
     if store.get(record) is None:
         tag = store.put(key, body)
-        if there is None or store.get(record) is None:
+        if store.get(record) is None:
             return tag
         store.put(key, there)
     raise CheckError(

@@ -16,7 +16,7 @@ from neoscope.progress import Progress
 from neoscope.records import read_claim
 from neoscope.spec import RunSpec, make_spec
 from neoscope.storage import open_store
-from neoscope.stored_statistics import last_state
+from neoscope.stored_statistics import clear_superseded, last_state
 from neoscope.text import describe_file, file_kind
 
 INDEX_VARIABLE = "JOB_COMPLETION_INDEX"  # set by Kubernetes for each pod of an Indexed Job
@@ -45,7 +45,9 @@ def run(
     claim = read_claim(store, spec)
     if claim and (manifest := read_manifest(store)):
         progress.say(f"{store.url} already holds this run, whole: nothing to do")
-        store.clear_temporary_files()  # of a worker that was killed when another had committed
+        # What a worker left that was killed when another had committed.
+        store.clear_temporary_files()
+        clear_superseded(store, claim["spec"])
         return store.url, manifest
     last, cells = last_state(store, claim, share) if claim else (None, None)
     if last:

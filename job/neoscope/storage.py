@@ -167,8 +167,9 @@ class Store:
                 with contextlib.suppress(FileNotFoundError):
                     self._do("", key, functools.partial(obstore.delete, self.backend, key))
             return
-        with contextlib.suppress(FileNotFoundError):
-            self._do("s3:DeleteObject", "", lambda: obstore.delete(self.backend, keys))
+        if keys:
+            with contextlib.suppress(FileNotFoundError):
+                self._do("s3:DeleteObject", "", lambda: obstore.delete(self.backend, keys))
 
     def clear_temporary_files(self) -> None:
         """Remove what a killed put left in a local folder: `name#1`, which no listing shows."""

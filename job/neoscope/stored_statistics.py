@@ -95,14 +95,13 @@ def read_cells(store: Store, record: dict[str, Any]) -> Cells:
     return Cells.load(body)
 
 
-def superseded(store: Store, last: list[dict[str, Any]]) -> list[str]:
-    """The cumulative objects that none of the partitions' last records names, by one listing."""
-    named = {record["statistics"]["key"] for record in last}
-    return [
-        item.key
-        for item in store.objects(FOLDER)
-        if KEY.fullmatch(item.key) and item.key not in named
-    ]
+def clear_superseded(store: Store, spec: dict[str, Any]) -> None:
+    """Delete what workers that were killed left of a run whose partitions are all recorded to the end:
+    cumulative objects that are not the last; by one listing."""
+    if spec["statistics"]:
+        last = {statistics_key(each, spec["batches"]) for each in range(spec["partitions"])}
+        there = {item.key for item in store.objects(FOLDER) if KEY.fullmatch(item.key)}
+        store.delete(sorted(there - last))
 
 
 def merge_partitions(

@@ -16,8 +16,8 @@ from pathlib import Path
 import minio
 import pytest
 
-from conftest import BUCKET
-from faults.conftest import FULL, NewUrl, Tell, Undisturbed, times
+from conftest import BUCKET, FAULTS
+from faults.conftest import NewUrl, Tell, Undisturbed, times
 from faults.content import client, content, differences, objects
 from faults.forks import Ended, Forks
 
@@ -95,7 +95,9 @@ def test_minio_that_is_gone_may_be_back_later(
     tell("MinIO down at the start", 1, "exit 75; the same command later finished")
 
 
-@pytest.mark.skipif(not FULL, reason="takes the three minutes that the command is patient for")
+@pytest.mark.skipif(
+    not FAULTS["full"], reason="takes the three minutes that the command is patient for"
+)
 def test_minio_that_stays_away_is_told_in_one_line(
     forks: Forks,
     arguments: list[str],
@@ -233,7 +235,7 @@ def test_a_disk_that_is_full_under_minio(
             time.sleep(3)
             assert process.poll() is None, "the disk was not full"
             assert stored(folder) < len(undisturbed.content) - 10
-            if FULL:  # the command is patient for three minutes
+            if FAULTS["full"]:  # the command is patient for three minutes
                 ended = process.wait(600)
                 assert ended.code == 75
                 assert "XMinioStorageFull" in one_line(ended)
@@ -245,7 +247,7 @@ def test_a_disk_that_is_full_under_minio(
             assert ended.code == 0, ended.err
             assert differences(content(place), undisturbed.content) == []
             minio.stop(folder)
-    outcome = "exit 75 after three minutes; " if FULL else ""
+    outcome = "exit 75 after three minutes; " if FAULTS["full"] else ""
     tell("disk full under MinIO", 1, f"{outcome}given room the run went on, identical")
 
 
