@@ -86,6 +86,7 @@ def store_partition(
         records.check_resolved(store, claim, prepared.resolved)
         _warn_of_libraries(claim, environment, progress)
         store.put(records.VOCABULARY, vocabulary(prepared.tokenizer))
+        _return_freed_memory()
     first = last["batches"] if last else 0
     layers = (spec.batches - first) * len(claim["hook"]["layers"])
     progress.begin("capturing", layers * spec.sequences // spec.pass_sequences, "layers")
@@ -263,6 +264,12 @@ def _keep_memory_flat() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library has no such setting
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
+
+
+def _return_freed_memory() -> None:
+    """Give back what imports, compilation and loading have freed in small pieces."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager

@@ -74,16 +74,16 @@ def capture_and_store(rounds: int, folder: Path) -> None:
 
 def client_cpu(rounds: int) -> None:
     values = torch.randn(16, 512, NEURONS)
-    ready = np.random.default_rng(0).bytes(6_291_460)
+    # Two layers' chunks, as many as the writer has in memory: one alone would stay in the cache.
+    ready = [np.random.default_rng(seed).bytes(6_291_460) for seed in range(32)]
     places = iter(range(1_000_000))
 
     def raw(store: Store) -> None:
         prefix = f"raw-{next(places)}"
         with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
             for number in range(LAYERS * 16):
-                pool.submit(
-                    obstore.put, store.backend, f"{prefix}/{number}", ready, use_multipart=False
-                )
+                key, body = f"{prefix}/{number}", ready[number % len(ready)]
+                pool.submit(obstore.put, store.backend, key, body, use_multipart=False)
 
     def ours(url: str, compression: str) -> None:
         store = open_store(f"{url}/ours-{next(places)}", write=True)
