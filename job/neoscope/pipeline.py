@@ -27,7 +27,7 @@ from neoscope.arrays import LAYER, TOKEN_IDS, TOKEN_LENGTH, ArraySchema, array_s
 from neoscope.cells import Cells
 from neoscope.chunks import StoredChunk
 from neoscope.commit import schemas_of
-from neoscope.errors import CheckError
+from neoscope.errors import CheckError, InputError
 from neoscope.hooks import stream
 from neoscope.model import pick_device
 from neoscope.prepare import Prepared, prepare, vocabulary
@@ -99,6 +99,7 @@ def store_partition(
             stack.enter_context(closing(writer))
         statistics = _statistics(claim, prepared, cells, target)
         work = _Partition(spec, store, partition, prepared, schemas, writer, statistics, progress)
+        deleting = True
         for count in records.record_counts(claim["spec"]):
             if count <= first:
                 continue
@@ -111,8 +112,8 @@ def store_partition(
                         store, partition, count, statistics.cells(), record
                     )
             records.put_record(store, claim, partition, count, {**content, "timings": timings})
-            if statistics and first:
-                store.delete([statistics_key(partition, first)])
+            if statistics and first and deleting:
+                deleting = _delete_superseded(store, statistics_key(partition, first), progress)
             first, timings = count, {}
     progress.end()
     return claim
@@ -147,6 +148,16 @@ def _statistics(
     if cells:
         statistics.restore(cells)
     return statistics
+
+
+def _delete_superseded(store: Store, key: str, progress: Progress) -> bool:
+    """Delete the statistics of an earlier record; False where that is not allowed, which is told."""
+    try:
+        store.delete([key])
+    except InputError as error:
+        progress.warn(f"the statistics of each batch stay, {error}")
+        return False
+    return True
 
 
 def _store_batch(

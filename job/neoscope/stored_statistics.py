@@ -9,6 +9,7 @@ last record, which names it. The one before is deleted once the record is there.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from neoscope import chunks
 from neoscope.cells import BINS_PER_UNIT, HALF, Cells, merge
-from neoscope.errors import CheckError
+from neoscope.errors import CheckError, InputError
 from neoscope.records import last_record, put_before_record
 from neoscope.storage import Store
 
@@ -97,11 +98,13 @@ def read_cells(store: Store, record: dict[str, Any]) -> Cells:
 
 def clear_superseded(store: Store, spec: dict[str, Any]) -> None:
     """Delete what workers that were killed left of a run whose partitions are all recorded to the end:
-    cumulative objects that are not the last; by one listing."""
+    cumulative objects that are not the last; by one listing. Without the permission they stay: the
+    records name them."""
     if spec["statistics"]:
         last = {statistics_key(each, spec["batches"]) for each in range(spec["partitions"])}
         there = {item.key for item in store.objects(FOLDER) if KEY.fullmatch(item.key)}
-        store.delete(sorted(there - last))
+        with contextlib.suppress(InputError):
+            store.delete(sorted(there - last))
 
 
 def merge_partitions(

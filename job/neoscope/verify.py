@@ -74,7 +74,7 @@ def verify(store: Store, progress: Progress, held: Container[str] = ()) -> list[
         return others
     finds = list(_documents(store, claim, manifest, listed))
     expected = expected_chunks(claim, listed)
-    last = {record["partition"]: record for record in listed}.values()
+    cells = {r["statistics"]["key"]: r["statistics"]["digest"] for r in listed if "statistics" in r}
     known = {
         records.CLAIM,
         records.VOCABULARY,
@@ -83,11 +83,14 @@ def verify(store: Store, progress: Progress, held: Container[str] = ()) -> list[
         *manifest["zarr"],
         *manifest.get("statistics", {}).get("objects", {}),
         *manifest["records"],
-        *(record["statistics"]["key"] for record in last if "statistics" in record),
+        *cells,
         *expected,
     }
     for key in sorted(there.keys() - known):
         finds.append(Find(key, "does not belong to the run", "delete it, if nobody needs it"))
+    for key in sorted(there.keys() & cells.keys()):  # superseded ones may have been left, or not
+        if chunks.bytes_digest(store.get(key) or b"") != cells[key]:
+            finds.append(Find(key, "is not the one that was recorded"))
     finds += _each_chunk(store, expected, there, held, progress)
     if not finds:
         finds += _tokens(store, claim, listed)

@@ -167,7 +167,12 @@ def test_keys_that_are_wrong_or_allow_too_little_are_told_by_what_they_lack(
         assert f"access denied: {lacking}" in one_line(ended)
         assert objects(place).keys() <= {"run.json"}
     enough = allowed(read, write, see)
-    assert forks.run("run", place, *arguments, environment=enough).code == 0
+    ended = forks.run("run", place, *arguments, environment=enough)
+    assert ended.code == 0, ended.err
+    assert (
+        ended.err.count(f"warning: the statistics of each batch stay, access denied: {drop}") == 1
+    )
+    assert forks.run("verify", place).code == 0
     whole = objects(place)
     ended = forks.run("delete", place, "--yes", environment=enough)
     assert ended.code == 3, ended.err
