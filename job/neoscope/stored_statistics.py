@@ -185,11 +185,13 @@ def zarr_objects(
     return {f"{GROUP}/{key}": memory[key].to_bytes() for key in keys}
 
 
-def digests(store: Store) -> dict[str, str]:
-    """The digest of every array's values, as any Zarr reader reads them from the store."""
+def digests(objects: dict[str, bytes]) -> dict[str, str]:
+    """The digest of every array's values, as any Zarr reader reads them from these objects."""
     import zarr
+    from zarr.core.buffer import cpu
 
-    source: Any = zarr.storage.ObjectStore(store.backend, read_only=True)
+    memory: Any = {key: cpu.Buffer.from_bytes(body) for key, body in objects.items()}
+    source = zarr.storage.MemoryStore(memory)
     group = zarr.open_group(source, path=GROUP, mode="r", zarr_format=3, use_consolidated=False)
     return {name: chunks.digest(np.asarray(array[...])) for name, array in group.arrays()}
 
