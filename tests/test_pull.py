@@ -197,9 +197,9 @@ def test_a_copy_that_is_not_whole_is_not_left_committed(
 ) -> None:
     """What the records do not cover is found by `verify`, at the end."""
     url = make("folder", request, small_model)
-    put(url, "activations.zarr/junk", b"?")
+    put(url, "activations.zarr/MLP_0/c/99/0/0", b"?")
     done = invoke("pull", url, tmp_path / "copy")
-    assert done.code == 5 and "activations.zarr/junk: does not belong" in done.err
+    assert done.code == 5 and "MLP_0/c/99/0/0: does not belong" in done.err
     assert not (tmp_path / "copy" / "manifest.json").exists()
 
 
