@@ -12,6 +12,7 @@ from typing import Any
 
 import boto3
 import pytest
+import xarray
 import zarr
 from obstore.store import S3Store
 
@@ -84,4 +85,16 @@ def zarr_store(url: str) -> Any:
             client_options={"allow_http": True},
         ),
         read_only=True,
+    )
+
+
+def dataset(url: str) -> xarray.Dataset:
+    """The arrays of a run, or of a part of one, as xarray opens them by itself."""
+    return xarray.open_dataset(
+        zarr_store(url),
+        group="activations.zarr",
+        engine="zarr",
+        consolidated=False,
+        zarr_format=3,
+        chunks=None,
     )

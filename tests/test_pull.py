@@ -25,7 +25,7 @@ from conftest import invoke
 from faults.proxy import Proxy, proxied
 from neoscope import open_run
 from neoscope.progress import Progress
-from places import body, listing, new_place, put, zarr_store
+from places import body, dataset, listing, new_place, put
 
 LAYERS, SEQUENCES, POSITIONS, NEURONS = 3, 16, 24, 64  # in chunks of 2 x 24 x 16
 CHUNKS = LAYERS * 8 * 4 + 2 * 2
@@ -160,7 +160,7 @@ def test_a_run_that_keeps_no_layers_is_copied_and_has_none_to_select(
     done = invoke("pull", url, tmp_path / "none", "--layers", "0")
     assert done.code == 2 and "it has none" in done.err
     pull(url, tmp_path / "part", "--sequences", "3,9")
-    found = opened(str(tmp_path / "part"))
+    found = dataset(str(tmp_path / "part"))
     assert not found.data_vars and set(found.coords) >= {"token_ids", "sequence", "position"}
     np.testing.assert_array_equal(found.token_ids, open_run(url).token_ids[[3, 9]])
 
@@ -170,7 +170,7 @@ def test_layers_go_by_the_numbers_that_they_have_in_the_model(
 ) -> None:
     url = make("folder", request, small_model, "--layers", "0,2")
     pull(url, tmp_path / "part", "--layers", "2")
-    found = opened(str(tmp_path / "part"))
+    found = dataset(str(tmp_path / "part"))
     assert list(found.data_vars) == ["MLP_2"]
     np.testing.assert_array_equal(found.MLP_2, open_run(url).MLP_2)
     done = invoke("pull", url, tmp_path / "none", "--layers", "0-2")
@@ -263,24 +263,13 @@ def selected(url: str, numbers: dict[str, list[int]]) -> xarray.Dataset:
     return found.drop_vars(["token_text", "token_group"]).load()
 
 
-def opened(url: str) -> xarray.Dataset:
-    return xarray.open_dataset(
-        zarr_store(url),
-        group="activations.zarr",
-        engine="zarr",
-        consolidated=False,
-        zarr_format=3,
-        chunks=None,
-    )
-
-
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("numbers", SELECTIONS.values(), ids=list(SELECTIONS))
 def test_a_selection_is_a_zarr_group_with_its_coordinates(
     run: str, tmp_path: Path, numbers: dict[str, list[int]]
 ) -> None:
     pull(run, tmp_path / "part", *options(numbers))
-    found = opened(str(tmp_path / "part")).load()
+    found = dataset(str(tmp_path / "part")).load()
     xarray.testing.assert_equal(found[sorted(found.data_vars)], selected(run, numbers))
     assert found.MLP_2.attrs["layer"] == 2 if "MLP_2" in found else True
 
@@ -288,7 +277,7 @@ def test_a_selection_is_a_zarr_group_with_its_coordinates(
 def test_a_selection_goes_from_store_to_store(in_minio: str, s3_url: str) -> None:
     numbers = SELECTIONS["here and there"]
     pull(in_minio, s3_url, *options(numbers))
-    xarray.testing.assert_equal(opened(s3_url).load(), selected(in_minio, numbers))
+    xarray.testing.assert_equal(dataset(s3_url).load(), selected(in_minio, numbers))
 
 
 def test_a_selection_of_compressed_arrays_is_compressed(
@@ -299,14 +288,14 @@ def test_a_selection_of_compressed_arrays_is_compressed(
     )
     numbers = SELECTIONS["a range across chunks"]
     pull(packed, tmp_path / "part", *options(numbers))
-    xarray.testing.assert_equal(opened(str(tmp_path / "part")).load(), selected(packed, numbers))
+    xarray.testing.assert_equal(dataset(str(tmp_path / "part")).load(), selected(packed, numbers))
     codecs = json.loads(body(str(tmp_path / "part"), "activations.zarr/MLP_0/zarr.json"))["codecs"]
     assert [codec["name"] for codec in codecs] == ["bytes", "blosc", "crc32c"]
 
 
 def test_a_selection_says_what_it_is_a_selection_of(run: str, tmp_path: Path) -> None:
     pull(run, tmp_path / "part", "--layers", "0,1", "--neurons", "0-2,7")
-    found = opened(str(tmp_path / "part")).attrs
+    found = dataset(str(tmp_path / "part")).attrs
     manifest = json.loads(body(run, "manifest.json"))
     assert found["selection_of"] == run
     assert found["selection_content_digest"] == manifest["content_digest"]

@@ -24,7 +24,6 @@ import pyarrow.parquet
 import pytest
 import torch
 import transformers
-import xarray
 import xxhash
 import zarr
 
@@ -33,7 +32,7 @@ from neoscope import load_model, open_run, sealed
 from neoscope.errors import InputError, UnavailableError
 from neoscope.hooks import capture
 from neoscope.text import SAMPLE_FILE
-from places import body, in_minio, listing, new_place, put, zarr_store
+from places import body, dataset, in_minio, listing, new_place, put, zarr_store
 
 LAYERS = ("MLP_0", "MLP_1", "MLP_2")
 SEQUENCES, POSITIONS, BATCHES = 8, 24, 2
@@ -58,17 +57,6 @@ class Run:
 def group(url: str) -> zarr.Group:
     return zarr.open_group(
         zarr_store(url), path="activations.zarr", mode="r", zarr_format=3, use_consolidated=False
-    )
-
-
-def dataset(url: str) -> xarray.Dataset:
-    return xarray.open_dataset(
-        zarr_store(url),
-        group="activations.zarr",
-        engine="zarr",
-        consolidated=False,
-        zarr_format=3,
-        chunks=None,
     )
 
 

@@ -384,6 +384,21 @@ def test_verify_finds_statistics_that_are_sound_but_of_other_values(
     assert "statistics.zarr/sum/c/0/0/0/0: is not the one that was committed" in found.out
 
 
+def test_superseded_statistics_that_were_left_are_the_runs_own_but_must_be_the_recorded_ones(
+    small_model: Path, tmp_path: Path
+) -> None:
+    key = "statistics/00000-00000001.safetensors"
+    make(str(tmp_path / "run"), small_model, batches=2)
+    make(str(tmp_path / "one"), small_model)
+    left = (tmp_path / "one" / key).read_bytes()
+    (tmp_path / "run" / key).write_bytes(left)
+    assert invoke("verify", tmp_path / "run").code == 0
+    (tmp_path / "run" / key).write_bytes(left[:-1] + bytes([left[-1] ^ 1]))
+    done = invoke("verify", tmp_path / "run")
+    assert done.code == 5
+    assert f"{key}: is not the one that was recorded" in done.out
+
+
 # What follows from them
 
 

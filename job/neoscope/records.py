@@ -24,9 +24,8 @@ RECORDS = "records"
 RECORD_KEY = re.compile(rf"{RECORDS}/(\d{{5}})-(\d{{8}})\.json")
 
 
-BATCHES_A_RECORD = (
-    64  # where no activations are stored: a record of each batch would be most of the work
-)
+# Where no activations are stored; a record of each batch would be most of the work.
+BATCHES_A_RECORD = 64
 
 
 def record_counts(spec: dict[str, Any]) -> list[int]:
