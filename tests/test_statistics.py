@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from fractions import Fraction
 from pathlib import Path
@@ -397,6 +398,22 @@ def test_superseded_statistics_that_were_left_are_the_runs_own_but_must_be_the_r
     done = invoke("verify", tmp_path / "run")
     assert done.code == 5
     assert f"{key}: is not the one that was recorded" in done.out
+
+
+def test_a_worker_that_is_behind_leaves_nothing_that_was_superseded(
+    small_model: Path, tmp_path: Path
+) -> None:
+    make(str(tmp_path / "run"), small_model, batches=2)
+    make(str(tmp_path / "one"), small_model)
+    store, key = open_store(str(tmp_path / "run")), "statistics/00000-00000001.safetensors"
+    cells = Cells.load((tmp_path / "one" / key).read_bytes())
+    record = records.record_key(0, 1)
+    entry = stored_statistics.put_cells(store, 0, 1, cells, record)
+    assert entry == json.loads(store.get(record) or b"")["statistics"]
+    cells.total[0, 0, 0] += 1
+    with pytest.raises(CheckError, match="two unlike machines"):
+        stored_statistics.put_cells(store, 0, 1, cells, record)
+    assert store.get(key) is None
 
 
 # What follows from them

@@ -218,9 +218,13 @@ def _requests(spec: RunSpec, shape: Shape, schemas: dict[str, ArraySchema]) -> R
         + 1
         + kept * _statistics_objects(shape)
         + 1,
-        # bucket and claim, and a manifest where there is a claim; chunks read back; at the end records
-        # and statistics
-        gets=2 * workers + (workers - 1) + layers * spec.total_batches + records + kept * workers,
+        # bucket and claim, and a manifest where there is a claim; chunks read back; a record before its
+        # statistics are put; at the end records and statistics
+        gets=2 * workers
+        + (workers - 1)
+        + layers * spec.total_batches
+        + (1 + kept) * records
+        + kept * workers,
         # records, before and after each share of the work; at the end chunks and statistics
         lists=(2 * workers - 1) * math.ceil(records / PAGE)
         + math.ceil(chunks / PAGE)

@@ -151,15 +151,20 @@ def _settle(store: Store, key: str, body: Body, record: str) -> str | None:
             return store.tag(key)
         there = None
     if there is None:
-        # Statistics that a worker ahead of this one has superseded meanwhile: put again, and deleted
-        # again by this worker's next record, or by the commit.
+        # Statistics that a worker ahead of this one has superseded at this moment: put again, and
+        # deleted again by this worker's next record, or by the commit.
         return store.put(key, body)
     if store.get(record) is None:
         tag = store.put(key, body)
         if store.get(record) is None:
             return tag
         store.put(key, there)
-    raise CheckError(
+    raise recorded_otherwise(store, key)
+
+
+def recorded_otherwise(store: Store, key: str) -> CheckError:
+    """What is said where another worker on the partition computes other bits."""
+    return CheckError(
         f"{store.url}/{key} is recorded with other values than were computed here: two unlike "
         "machines work on one partition; delete the run and use one kind of machine"
     )

@@ -56,6 +56,7 @@ RETRY: RetryConfig = {
 TEMPORARY = re.compile(r"#\d+$")
 TRIES_AFTER_TIMEOUT = 4
 CLEARED_AT_MOST = 4  # times that another worker takes a put's temporary file for one left behind
+NO_BUCKET = "NoSuchBucket"
 DENIED = re.compile(r"status code: 403|code: AccessDenied")
 SAID = re.compile(r"<Code>([^<]*)</Code>\s*<Message>([^<]*)</Message>")
 
@@ -187,10 +188,8 @@ class Store:
                 with self._lanes:
                     return operation()
             except (FileNotFoundError, faults.NotFoundError) as error:
-                if "NoSuchBucket" in str(error):
-                    raise InputError(
-                        f"the bucket of {self.url} does not exist: create it, or give another output"
-                    ) from None
+                if NO_BUCKET in str(error):
+                    raise self._bucketless() from None
                 raise FileNotFoundError(key) from None
             except faults.AlreadyExistsError:
                 raise
@@ -202,7 +201,10 @@ class Store:
                 raise self._denied(permission, key, _reason(error)) from None
             except (faults.BaseError, OSError) as error:
                 reason = _reason(error)
-                if DENIED.search(reason):  # a listing or a delete that is denied is a generic fault
+                # Of a listing or a delete, these two are generic faults.
+                if NO_BUCKET in reason:
+                    raise self._bucketless() from None
+                if DENIED.search(reason):
                     raise self._denied(permission, key, reason) from None
                 if "Unable to rename file: No such file" in reason and attempt < CLEARED_AT_MOST:
                     continue
@@ -223,6 +225,11 @@ class Store:
             self._lanes.narrow()
             return attempt + 1 < TRIES_AFTER_TIMEOUT
         return attempt < RETRY["max_retries"] and seconds < RETRY["retry_timeout"].total_seconds()
+
+    def _bucketless(self) -> InputError:
+        return InputError(
+            f"the bucket of {self.url} does not exist: create it, or give another output"
+        )
 
     def _denied(self, permission: str, key: str, reason: str) -> InputError:
         what = f"{permission} on " if not self.is_local else "no permission for "

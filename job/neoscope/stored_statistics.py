@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from neoscope import chunks
+from neoscope import chunks, sealed
 from neoscope.cells import BINS_PER_UNIT, HALF, Cells, merge
 from neoscope.errors import CheckError, InputError
-from neoscope.records import last_record, put_before_record
+from neoscope.records import last_record, put_before_record, recorded_otherwise
 from neoscope.storage import Store
 
 FOLDER = "statistics"
@@ -59,11 +59,21 @@ def statistics_key(partition: int, batches: int) -> str:
 def put_cells(
     store: Store, partition: int, batches: int, cells: Cells, record: str
 ) -> dict[str, Any]:
-    """Store a partition's cells, which the record with the key `record` will name; its entry there."""
+    """Store a partition's cells, which the record with the key `record` will name; its entry there.
+
+    Where another worker has put that record already, nothing is stored: what it names may be
+    superseded and deleted, and what is put there now would stay. Raises CheckError where that worker
+    has recorded other cells.
+    """
     body = cells.dump()
     key = statistics_key(partition, batches)
-    put_before_record(store, key, body, record)
-    return {"key": key, "size": len(body), "digest": chunks.bytes_digest(body)}
+    entry = {"key": key, "size": len(body), "digest": chunks.bytes_digest(body)}
+    recorded = store.get(record)
+    if recorded is None:
+        put_before_record(store, key, body, record)
+    elif sealed.load("record", recorded, f"{store.url}/{record}")["statistics"] != entry:
+        raise recorded_otherwise(store, key)
+    return entry
 
 
 def last_state(

@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 ANSWERS = {
     "500": (b"500 Internal Server Error", b"InternalError"),
     "503": (b"503 Service Unavailable", b"SlowDown"),
+    "gone": (b"404 Not Found", b"NoSuchBucket"),
 }
 # As S3 answers a signature that is wrong: with all that was signed, keys and tokens among it.
 QUOTING = {

@@ -20,6 +20,7 @@ from conftest import BUCKET, FAULTS
 from faults.conftest import NewUrl, Tell, Undisturbed, times
 from faults.content import client, content, differences, objects
 from faults.forks import Ended, Forks
+from faults.proxy import proxied
 
 
 def one_line(ended: Ended) -> str:
@@ -131,6 +132,31 @@ def test_a_bucket_that_is_not_there(forks: Forks, arguments: list[str], tell: Te
     assert ended.code == 3
     assert "does not exist: create it" in one_line(ended)
     tell("bucket missing", 1, "exit 3, one line")
+
+
+def test_a_bucket_that_vanishes_during_a_run(
+    forks: Forks,
+    arguments: list[str],
+    undisturbed: Undisturbed,
+    endpoint: str,
+    new_url: NewUrl,
+    chance: random.Random,
+    tell: Tell,
+) -> None:
+    count = times(5, 50)
+    for _ in range(count):
+        place, last = new_url(), chance.randrange(len(undisturbed.content))
+        with proxied(
+            endpoint, lambda request, n=last: "gone" if request.number >= n else None
+        ) as way:
+            ended = forks.run("run", place, *arguments, "--endpoint-url", way.endpoint)
+        assert ended.code == 3, ended.err
+        assert "does not exist: create it" in one_line(ended)
+        assert forks.run("run", place, *arguments).code == 0
+        assert differences(content(place), undisturbed.content) == []
+    tell(
+        "bucket gone during a run", count, "exit 3, one line; when it was back the command finished"
+    )
 
 
 def allowed(*actions: str) -> dict[str, str]:
