@@ -382,7 +382,7 @@ def test_verify_finds_statistics_that_are_sound_but_of_other_values(
     array[...] = forged["sum"]
     found = invoke("verify", url)
     assert found.code == 5
-    assert "statistics.zarr/sum/c/0/0/0/0: is not the one that was committed" in found.out
+    assert "statistics.zarr/sum/c/0/0/0/0: is not the one that was recorded" in found.out
 
 
 def test_superseded_statistics_that_were_left_are_the_runs_own_but_must_be_the_recorded_ones(

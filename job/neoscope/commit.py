@@ -16,12 +16,7 @@ from typing import Any
 from neoscope import arrays, chunks, lengths, sealed, stored_statistics
 from neoscope.arrays import GROUP, LAYER, TOKEN_IDS, TOKEN_LENGTH, ArraySchema
 from neoscope.errors import CheckError, ConflictError
-from neoscope.records import (
-    RECORDS,
-    read_record,
-    record_counts,
-    recorded,
-)
+from neoscope.records import RECORDS, each_record, record_counts, recorded
 from neoscope.storage import Store
 from neoscope.totals import Totals
 
@@ -54,8 +49,7 @@ def commit(store: Store, claim: dict[str, Any]) -> dict[str, Any] | None:
             )
     check, totals = _object_check(store, claim), Totals(claim)
     for partition in partitions:
-        for count in whole:
-            record = read_record(store, claim, partition, count)
+        for record in each_record(store, claim, partition):
             check(record)
             totals.add(record)
     manifest, documents = manifest_content(store, claim, totals)

@@ -35,8 +35,8 @@ def pull_group(
     origin: Origin, dest: Store, selection: Selection, said: dict[str, Any], progress: Progress
 ) -> None:
     """Store what is selected as a Zarr group. `said` are the attributes that say what it is."""
-    labels = selection.labels(origin.claim["spec"]["positions"])
-    stored = {name: schemas_of(origin.claim)[name] for name in selection.names()}
+    labels = selection.labels(origin.run.claim["spec"]["positions"])
+    stored = {name: schemas_of(origin.run.claim)[name] for name in selection.names()}
     excerpts = {name: _excerpt(schema, labels) for name, schema in stored.items()}
     blocks = dict(
         block for name in stored for block in _blocks(stored[name], excerpts[name], labels)
@@ -89,7 +89,7 @@ def _blocks(
 
 def _cost(origin: Origin, block: Block) -> int:
     """The bytes that are read for a chunk of the group."""
-    return sum(origin.expected[piece.key].size for piece in block.pieces)
+    return sum(origin.run.chunks[piece.key].size for piece in block.pieces)
 
 
 def _whole(dest: Store, key: str, block: Block) -> bool:

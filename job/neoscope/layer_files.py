@@ -47,8 +47,8 @@ def pull_files(
     origin: Origin, dest: Store, selection: Selection, said: dict[str, Any], progress: Progress
 ) -> None:
     """Write what is selected into the folder of `dest`; `said` goes into every file's metadata."""
-    labels = selection.labels(origin.claim["spec"]["positions"])
-    schemas = schemas_of(origin.claim)
+    labels = selection.labels(origin.run.claim["spec"]["positions"])
+    schemas = schemas_of(origin.run.claim)
     tensors = {name: _tensor(schemas[name], labels) for name in selection.names()}
     tokens = {name: tensors.pop(name) for name in (TOKEN_IDS, TOKEN_LENGTH)}
     axes = {name: Tensor("int64", (len(n),), n) for name, n in labels.items() if len(n)}
@@ -74,7 +74,7 @@ def _tensor(schema: ArraySchema, labels: dict[str, Numbers]) -> Tensor:
 def _cost(origin: Origin, tensors: dict[str, Tensor]) -> int:
     """The bytes that are read for a file."""
     lists = [tensor.content for tensor in tensors.values() if isinstance(tensor.content, list)]
-    return sum(origin.expected[piece.key].size for content in lists for piece in content)
+    return sum(origin.run.chunks[piece.key].size for content in lists for piece in content)
 
 
 def _header(tensors: dict[str, Tensor], attributes: dict[str, Any]) -> bytes:
@@ -148,7 +148,7 @@ def _fill(
 
     def fetch(piece: Piece) -> int:
         values[piece.target] = piece.cut(origin.values(piece.key))
-        return origin.expected[piece.key].size
+        return origin.run.chunks[piece.key].size
 
     for size in at_a_time(fetch, content):
         progress.advance(f"pulling {name}", size)

@@ -123,7 +123,7 @@ def load(
         if found.random:
             model = random_model(found.config, seed, dtype, device)
         else:
-            model = _pretrained_model(found.name, found.place, dtype, eager).to(device)
+            model = _pretrained_model(found.name, found.place, dtype, eager, device)
     model = model.eval().requires_grad_(False)
     return LoadedModel(model, found.place.commit, weights_digest(model))
 
@@ -174,9 +174,10 @@ def _load_config(name: str, place: hub.Place) -> PreTrainedConfig:
 
 
 def _pretrained_model(
-    name: str, place: hub.Place, dtype: torch.dtype, eager: bool
+    name: str, place: hub.Place, dtype: torch.dtype, eager: bool, device: torch.device
 ) -> PreTrainedModel:
-    """The weights as they are in the files, cast one by one: none is ever twice in memory."""
+    """The weights as they are in the files, cast and put on the device one by one: none is ever twice
+    in memory, and a GPU's are never all in the host's."""
     # Else transformers has a service of the Hub convert weights that are no safetensors yet, in public.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     with _loading(f"the model {name}", place):
@@ -184,6 +185,7 @@ def _pretrained_model(
             name,
             revision=place.commit or "main",
             dtype=dtype,
+            device_map={"": device},  # for which transformers needs accelerate
             attn_implementation="eager" if eager else None,
             local_files_only=place.offline,
             trust_remote_code=False,

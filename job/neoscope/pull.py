@@ -16,11 +16,12 @@ from neoscope.delete import belongs
 from neoscope.errors import CheckError, ConflictError, UsageError
 from neoscope.origin import Origin, open_origin
 from neoscope.progress import Progress
+from neoscope.recorded import Find
 from neoscope.records import CLAIM, RECORDS
 from neoscope.selection import Selection, select
 from neoscope.spec import differing_fields
 from neoscope.storage import REQUESTS_IN_FLIGHT, Store
-from neoscope.verify import Find, verify
+from neoscope.verify import verify
 
 SELECTION = "selection.json"  # put first at a place that holds a part of a run
 
@@ -49,7 +50,7 @@ def pull(
     origin = open_origin(source)
     if form == "zarr" and layers is sequences is neurons is None:
         return pull_run(origin, dest, progress)
-    selection = select(origin.claim, layers=layers, sequences=sequences, neurons=neurons)
+    selection = select(origin.run.claim, layers=layers, sequences=sequences, neurons=neurons)
     said = describe(origin, selection)
     body = json.dumps({**said, "form": form}, indent=2).encode() + b"\n"
     if form == "safetensors":
@@ -67,7 +68,7 @@ def describe(origin: Origin, selection: Selection) -> dict[str, Any]:
     """The attributes that say what a selection is a selection of."""
     return {
         "selection_of": origin.store.url,
-        "selection_content_digest": origin.manifest["content_digest"],
+        "selection_content_digest": origin.run.manifest["content_digest"],
         **selection.to_json(),
     }
 
@@ -76,7 +77,7 @@ def pull_run(origin: Origin, dest: Store, progress: Progress) -> str:
     """A copy of the whole run that is itself a run, its manifest last; what was done, in words."""
     take_place(dest, CLAIM, origin.read(CLAIM))
     sizes = {item.key: item.size for item in origin.store.objects() if belongs(item.key)}
-    for key in origin.expected.keys() - sizes.keys():
+    for key in origin.run.chunks.keys() - sizes.keys():
         raise CheckError(f"{origin.store.url}/{Find(key, 'is missing')}")
     held = _sound(origin, dest, progress)
     wanted = sizes.keys() - held - {CLAIM}
@@ -92,7 +93,7 @@ def pull_run(origin: Origin, dest: Store, progress: Progress) -> str:
             progress.advance("pulling", size)
     progress.end()
     dest.clear_temporary_files()
-    finds = verify(dest, progress, held=origin.expected)
+    finds = verify(dest, progress, held=origin.run.chunks)
     if finds:
         dest.delete([MANIFEST])
         raise CheckError(f"the copy at {dest.url} is not whole: {finds[0]}")
@@ -129,11 +130,11 @@ def take_place(dest: Store, key: str, body: bytes | memoryview) -> None:
 
 def _sound(origin: Origin, dest: Store, progress: Progress) -> set[str]:
     """The keys of the objects that are at `dest` already, as their digests say."""
-    known = origin.expected.keys() | origin.digests.keys()
+    known = origin.run.chunks.keys() | origin.run.digests.keys()
     there = {item.key for item in dest.objects()} & known
 
     def check(key: str) -> str | None:
-        return None if origin.find(key, dest.read(key)) else key
+        return None if origin.run.find(key, dest.read(key)) else key
 
     progress.begin("checking what is there", len(there), "objects")
     sound = set()

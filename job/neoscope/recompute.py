@@ -23,8 +23,9 @@ from neoscope.model import find_model, load, load_tokenizer, pick_device
 from neoscope.prepare import added_tokens
 from neoscope.progress import Progress
 from neoscope.reading import open_arrays
+from neoscope.recorded import Find
+from neoscope.records import each_record
 from neoscope.storage import Store
-from neoscope.verify import Find, read_records
 
 # The largest root mean square of a sequence's differences in one layer, as a share of that of its
 # values. Two exact float32 passes differ by 1e-6; GPT-Neo's attention is unscaled, so trained weights
@@ -108,7 +109,7 @@ def retokenize(
             separator=separator,
             bos=bos,
         )
-        for record in read_records(store, claim, partition):
+        for record in each_record(store, claim, partition):
             for part in record["arrays"][TOKEN_IDS]["chunks"]:
                 if chunks.digest(next(packed).token_ids.astype(schema.dtype)) != part["digest"]:
                     yield Find(part["key"], "holds other tokens than the recorded text gives now")

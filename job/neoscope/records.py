@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from neoscope import lengths, sealed
@@ -220,6 +221,13 @@ def last_record(store: Store, claim: dict[str, Any], partition: int) -> dict[str
     """All the state that a partition has: its last record, None where there is none."""
     counts = recorded(store).get(partition)
     return read_record(store, claim, partition, counts[-1]) if counts else None
+
+
+def each_record(store: Store, claim: dict[str, Any], partition: int) -> Iterator[dict[str, Any]]:
+    """Every record of a partition that is recorded to its end, in order, one in memory at a time.
+    Raises CheckError for a bad one."""
+    for batches in record_counts(claim["spec"]):
+        yield read_record(store, claim, partition, batches)
 
 
 def read_record(

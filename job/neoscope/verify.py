@@ -10,48 +10,23 @@ and records, and must be the same.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 from collections.abc import Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from neoscope import chunks, lengths, records, sealed, stored_statistics
-from neoscope.arrays import TOKEN_IDS, TOKEN_LENGTH, ArraySchema
-from neoscope.commit import MANIFEST, manifest_content, schemas_of
+from neoscope import lengths, records, stored_statistics
+from neoscope.commit import MANIFEST, manifest_content
 from neoscope.errors import CheckError, InputError
 from neoscope.progress import Progress
+from neoscope.recorded import Expected, Find, Recorded, held_against, read_recorded
 from neoscope.storage import Store
-from neoscope.totals import Totals
 
 READERS = 8  # chunks in memory at a time
 REPORT = "report.html"
-AGAIN = "make the run anew (neoscope delete, then run)"
-
-
-@dataclasses.dataclass(frozen=True)
-class Find:
-    """One thing that is not as it must be."""
-
-    key: str
-    problem: str
-    remedy: str = AGAIN
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.problem}; {self.remedy}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Expected:
-    """A chunk as its record says it is."""
-
-    schema: ArraySchema
-    size: int
-    digest: str
+NO_STATISTICS: dict[str, dict[str, Any]] = {"arrays": {}, "objects": {}}
 
 
 def verify(store: Store, progress: Progress, held: Container[str] = ()) -> list[Find]:
@@ -67,137 +42,58 @@ def verify(store: Store, progress: Progress, held: Container[str] = ()) -> list[
             Find(MANIFEST, "is missing: the run is not committed", "run the same command again")
         ]
     try:
-        claim, manifest, listed = read_documents(store)
+        run = read_recorded(store)
     except CheckError as error:
         return [Find(store.url, str(error))]
-    if others := list(of_another_run(claim, manifest, listed)):
-        return others
-    finds = list(_documents(store, claim, manifest, listed))
-    expected = expected_chunks(claim, listed)
-    cells = {r["statistics"]["key"]: r["statistics"]["digest"] for r in listed if "statistics" in r}
-    known = {
-        records.CLAIM,
-        records.VOCABULARY,
-        MANIFEST,
-        REPORT,
-        *manifest["zarr"],
-        *manifest.get("statistics", {}).get("objects", {}),
-        *manifest["records"],
-        *cells,
-        *expected,
-    }
-    for key in sorted(there.keys() - known):
+    if run.strangers:
+        return run.strangers
+    finds = list(_documents(store, run))
+    documents = {records.CLAIM, MANIFEST, REPORT, *run.totals.records}
+    for key in sorted(there.keys() - documents - run.digests.keys() - run.chunks.keys()):
         finds.append(Find(key, "does not belong to the run", "delete it, if nobody needs it"))
-    for key in sorted(there.keys() & cells.keys()):  # superseded ones may have been left, or not
-        if chunks.bytes_digest(store.get(key) or b"") != cells[key]:
-            finds.append(Find(key, "is not the one that was recorded"))
-    finds += _each_chunk(store, expected, there, held, progress)
+    for key in sorted(run.digests):
+        if key in there or key not in run.superseded:
+            finds += filter(None, [run.find(key, store.read(key))])
+    finds += _each_chunk(store, run, there, held, progress)
     if not finds:
-        finds += _tokens(store, claim, listed, expected)
+        finds += _tokens(store, run)
     return finds
 
 
-def read_documents(
-    store: Store,
-) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
-    """Claim, manifest and every record of a committed run. Raises CheckError for a bad one."""
-    claim = _sealed(store, "run", records.CLAIM)
-    manifest = _sealed(store, "manifest", MANIFEST)
-    partitions = range(claim["spec"]["partitions"])
-    return claim, manifest, [r for p in partitions for r in read_records(store, claim, p)]
-
-
-def _sealed(store: Store, kind: str, key: str) -> dict[str, Any]:
-    return sealed.load(kind, store.get(key) or b"", f"{store.url}/{key}")
-
-
-def read_records(store: Store, claim: dict[str, Any], partition: int) -> Iterator[dict[str, Any]]:
-    """Every record of a partition of a committed run, in order. Raises CheckError for a bad one."""
-    for batches in records.record_counts(claim["spec"]):
-        yield records.read_record(store, claim, partition, batches)
-
-
-def of_another_run(
-    claim: dict[str, Any], manifest: dict[str, Any], listed: list[dict[str, Any]]
-) -> Iterator[Find]:
-    """Claim and records that are sound in themselves, but not those that the manifest was made of."""
-    said = {records.CLAIM: manifest["claim"], **manifest["records"]}
-    there = {records.CLAIM: claim["content_digest"]}
-    for record in listed:
-        there[records.record_key(record["partition"], record["batches"])] = record["content_digest"]
-    for key in sorted(said.keys() | there.keys()):
-        if said.get(key) != there.get(key):
-            yield Find(key, "is not the one that the manifest names")
-
-
-def _documents(
-    store: Store,
-    claim: dict[str, Any],
-    manifest: dict[str, Any],
-    listed: list[dict[str, Any]],
-) -> Iterator[Find]:
-    """Manifest, Zarr metadata and vocabulary against what claim and records make of them."""
+def _documents(store: Store, run: Recorded) -> Iterator[Find]:
+    """The manifest, and the digests that it has of Zarr metadata and statistics, against what claim,
+    records and cells make of them."""
     try:
-        totals = Totals(claim)
-        for record in listed:
-            totals.add(record)
-        content, made = manifest_content(store, claim, totals)
+        content, _ = manifest_content(store, run.claim, run.totals)
     except CheckError as error:
         yield Find(stored_statistics.FOLDER, str(error))
         return
     for field, value in content.items():
         if (
             field not in ("environment", "statistics")
-            and json.loads(json.dumps(value)) != manifest[field]
+            and json.loads(json.dumps(value)) != run.manifest[field]
         ):
             yield Find(MANIFEST, f"its {field} is not what the records say")
-    for key in manifest["zarr"]:
-        stored = store.get(key)
-        if stored is None:
-            yield Find(key, "is missing")
-        elif stored != made[key]:
-            yield Find(key, "is not the metadata that the run was committed with")
-    if "statistics" in content:
-        yield from _statistics(store, manifest["statistics"], content["statistics"]["arrays"])
-    vocabulary = store.get(records.VOCABULARY)
-    if vocabulary is None:
-        yield Find(records.VOCABULARY, "is missing")
-    elif chunks.bytes_digest(vocabulary) != claim["tokenizer"]["vocabulary_digest"]:
-        yield Find(records.VOCABULARY, "is not the one that the run was made with")
+    yield from _statistics(store, run, content.get("statistics", NO_STATISTICS)["arrays"])
 
 
-def expected_chunks(claim: dict[str, Any], listed: list[dict[str, Any]]) -> dict[str, Expected]:
-    """Every chunk by its key, as the records say it is."""
-    return {
-        part["key"]: Expected(schema, part["size"], part["digest"])
-        for name, schema in schemas_of(claim).items()
-        for record in listed
-        for part in record["arrays"][name]["chunks"]
-    }
-
-
-def _statistics(
-    store: Store, entry: dict[str, Any], merged: dict[str, dict[str, Any]]
-) -> Iterator[Find]:
-    """`statistics.zarr` by its bytes, and its values against what the partitions' cells give. (Its
-    bytes made anew could differ: another version of the library may compress otherwise.)"""
+def _statistics(store: Store, run: Recorded, merged: dict[str, dict[str, Any]]) -> Iterator[Find]:
+    """`statistics.zarr` by its values against what the partitions' cells give. (Its bytes made anew
+    could differ: another version of the library may compress otherwise.)"""
+    entry = run.manifest.get("statistics", NO_STATISTICS)
     if entry["arrays"] != merged:
         yield Find(MANIFEST, "its statistics are not what the partitions' cells say")
-    sound = {}
-    for key, said in entry["objects"].items():
-        stored = store.get(key)
-        if stored is not None and hashlib.sha256(stored).hexdigest() == said["sha256"]:
-            sound[key] = stored
-        else:
-            yield Find(key, "is missing" if stored is None else "is not the one that was committed")
+    bodies = {key: store.get(key) or b"" for key in entry["objects"]}
+    if any(run.find(key, body) for key, body in bodies.items()):
+        return  # told by their digests
     digests = {name: array["digest"] for name, array in merged.items()}
-    if len(sound) == len(entry["objects"]) and stored_statistics.digests(sound) != digests:
+    if bodies and stored_statistics.digests(bodies) != digests:
         yield Find(stored_statistics.GROUP, "holds other values than the partitions' cells give")
 
 
 def _each_chunk(
     store: Store,
-    expected: dict[str, Expected],
+    run: Recorded,
     there: dict[str, int],
     held: Container[str],
     progress: Progress,
@@ -205,15 +101,16 @@ def _each_chunk(
     """Read every chunk that is not `held`, `READERS` at a time."""
 
     def check(key: str) -> Find | None:
+        expected = run.chunks[key]
         find = Find(key, "is missing") if key not in there else None
-        if find is None and not (key in held and there[key] == expected[key].size):
-            find = _chunk(store, key, expected[key])
+        if find is None and not (key in held and there[key] == expected.size):
+            find = _chunk(store, key, expected)
         progress.advance(key)
         return find
 
-    progress.begin("verifying", len(expected), "chunks")
+    progress.begin("verifying", len(run.chunks), "chunks")
     with ThreadPoolExecutor(READERS) as pool:
-        finds = [find for find in pool.map(check, expected) if find is not None]
+        finds = [find for find in pool.map(check, run.chunks) if find is not None]
     progress.end()
     return finds
 
@@ -227,42 +124,19 @@ def _chunk(store: Store, key: str, expected: Expected) -> Find | None:
     return None
 
 
-def held_against(key: str, body: memoryview | None, expected: Expected) -> npt.NDArray[Any] | Find:
-    """The values of a stored chunk that is as its record says; else what is wrong with it."""
-    if body is None:
-        return Find(key, "is missing")
-    if len(body) != expected.size:
-        return Find(key, f"has {len(body)} bytes, recorded with {expected.size}")
-    try:
-        values = chunks.decode(expected.schema, body)
-    except ValueError:
-        return Find(key, "is damaged: its checksum does not fit")
-    if chunks.digest(values) != expected.digest:
-        return Find(
-            key, "holds other values than were recorded, with a right checksum: stale or swapped"
-        )
-    return values
-
-
-def _tokens(
-    store: Store,
-    claim: dict[str, Any],
-    listed: list[dict[str, Any]],
-    expected: dict[str, Expected],
-) -> Iterator[Find]:
+def _tokens(store: Store, run: Recorded) -> Iterator[Find]:
     """Token ids against the vocabulary, and token lengths against token ids. What was right a moment
     ago is held against its digest again: the way here may cut a body at any time."""
     body = store.get(records.VOCABULARY) or b""
-    if chunks.bytes_digest(body) != claim["tokenizer"]["vocabulary_digest"]:
-        yield Find(records.VOCABULARY, "is not the one that the run was made with")
+    if find := run.find(records.VOCABULARY, body):
+        yield find
         return
     vocabulary = json.loads(body)
     table = lengths.length_table(vocabulary["tokens"], vocabulary["special"])
-    for record in listed:
+    for said in run.tokens:
         counts = []
-        both = (record["arrays"][name]["chunks"] for name in (TOKEN_IDS, TOKEN_LENGTH))
-        for keys in zip(*([part["key"] for part in parts] for parts in both), strict=True):
-            ids, length = (held_against(key, store.read(key), expected[key]) for key in keys)
+        for keys in zip(said.ids, said.lengths, strict=True):
+            ids, length = (held_against(key, store.read(key), run.chunks[key]) for key in keys)
             if isinstance(ids, Find) or isinstance(length, Find):
                 yield from (find for find in (ids, length) if isinstance(find, Find))
                 return
@@ -271,6 +145,5 @@ def _tokens(
             elif not np.array_equal(table[ids], length):
                 yield Find(keys[1], "has other lengths than the token ids have")
             counts.append(lengths.histogram(length))
-        if lengths.merge(counts) != {int(k): n for k, n in record["length_histogram"].items()}:
-            key = records.record_key(record["partition"], record["batches"])
-            yield Find(key, "counts other lengths than its tokens have")
+        if lengths.merge(counts) != said.histogram:
+            yield Find(said.record, "counts other lengths than its tokens have")
