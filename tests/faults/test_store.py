@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from conftest import BUCKET, FAULTS
 from faults.conftest import NewUrl, Tell, Undisturbed, times
 from faults.content import client, content, differences, objects
 from faults.forks import Ended, Forks
-from faults.proxy import proxied
+from faults.proxy import Request, proxied
 
 
 def one_line(ended: Ended) -> str:
@@ -59,16 +60,22 @@ def test_minio_killed_and_restarted_during_a_run(
     tell: Tell,
 ) -> None:
     count = times(3, 20)
-    with own_minio(tmp_path, monkeypatch):
+    with own_minio(tmp_path, monkeypatch) as server:
         for _ in range(count):
-            place, before = new_url(), stored(tmp_path)
-            process = forks.start("run", place, *arguments)
-            wanted = before + chance.randint(1, len(undisturbed.content) - 10)
-            process.until(lambda wanted=wanted: stored(tmp_path) >= wanted)
-            minio.stop(tmp_path, signal.SIGKILL)
-            time.sleep(chance.uniform(0, 2))
-            minio.start(tmp_path)
-            ended = process.wait()
+            place, down = new_url(), threading.Event()
+            last = chance.randrange(len(undisturbed.content))
+
+            def kill(request: Request, last: int = last, down: threading.Event = down) -> None:
+                if request.number == last:
+                    minio.stop(tmp_path, signal.SIGKILL)
+                    down.set()
+
+            with proxied(server.endpoint, kill) as proxy:
+                process = forks.start("run", place, *arguments, "--endpoint-url", proxy.endpoint)
+                process.until(down.is_set)
+                time.sleep(chance.uniform(0, 2))
+                minio.start(tmp_path)
+                ended = process.wait()
             assert ended.code == 0, ended.err
             assert differences(content(place), undisturbed.content) == []
     tell("MinIO killed and restarted during a run", count, "the runs went on, all identical")
