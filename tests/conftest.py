@@ -152,13 +152,13 @@ def tiny_run(tiny_model: Path) -> list[str]:
 
 def invoke(*arguments: object, **environment: str) -> Finished:
     """Run the command in this process, which spares the seconds that its imports take."""
-    from neoscope.cli import _invoke
+    from neoscope import process
 
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         for name, value in environment.items():
             patch.setenv(name, value)
-        code = _invoke([*map(str, arguments)])
+        code = process.invoke([*map(str, arguments)])
     return Finished(code, out.getvalue(), err.getvalue())
 
 

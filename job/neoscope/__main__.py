@@ -1,5 +1,5 @@
 """`python -m neoscope` is the command `neoscope`."""
 
-from neoscope.cli import main
+from neoscope.process import main
 
 main()

@@ -161,10 +161,10 @@ def _become(request: dict[str, Any]) -> None:
     os.environ.update(request["environment"])
     sys.argv = request["arguments"]
     random.seed()
-    from neoscope import cli
+    from neoscope import process
 
     exec(request["disturb"], {})
-    cli.main()
+    process.main()
 
 
 def _warm() -> None:
