@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from neoscope.commit import MANIFEST
-from neoscope.delete import belongs
 from neoscope.errors import CheckError, ConflictError, UsageError
 from neoscope.origin import Origin, open_origin
 from neoscope.progress import Progress
@@ -21,9 +20,10 @@ from neoscope.records import CLAIM, RECORDS
 from neoscope.selection import Selection, select
 from neoscope.spec import differing_fields
 from neoscope.storage import REQUESTS_IN_FLIGHT, Store
-from neoscope.verify import verify
+from neoscope.verify import REPORT
 
 SELECTION = "selection.json"  # put first at a place that holds a part of a run
+LAST = 4  # of the phases in which objects are copied
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -74,13 +74,17 @@ def describe(origin: Origin, selection: Selection) -> dict[str, Any]:
 
 
 def pull_run(origin: Origin, dest: Store, progress: Progress) -> str:
-    """A copy of the whole run that is itself a run, its manifest last; what was done, in words."""
+    """A copy of the whole run that is itself a run, its manifest last; what was done, in words.
+
+    It is of what the run's documents name, and of the report: what else lies there stays behind.
+    """
     take_place(dest, CLAIM, origin.read(CLAIM))
-    sizes = {item.key: item.size for item in origin.store.objects() if belongs(item.key)}
-    for key in origin.run.chunks.keys() - sizes.keys():
+    there, run = {item.key: item.size for item in origin.store.objects()}, origin.run
+    named = {*run.documents, *run.digests, *run.chunks}
+    for key in sorted(named - run.superseded - there.keys()):
         raise CheckError(f"{origin.store.url}/{Find(key, 'is missing')}")
-    held = _sound(origin, dest, progress)
-    wanted = sizes.keys() - held - {CLAIM}
+    sizes = {key: there[key] for key in there.keys() & {*named, REPORT}}
+    wanted = sizes.keys() - _sound(origin, dest, progress)
 
     def fetch(key: str) -> int:
         body = origin.read(key)
@@ -88,20 +92,29 @@ def pull_run(origin: Origin, dest: Store, progress: Progress) -> str:
         return len(body)
 
     progress.begin("pulling", sum(sizes[key] for key in wanted), "B")
-    for phase in sorted({_phase(key) for key in wanted}):
+    for phase in range(LAST + 1):
+        if phase == LAST:
+            _check_sizes(dest, sizes)
         for size in at_a_time(fetch, sorted(key for key in wanted if _phase(key) == phase)):
             progress.advance("pulling", size)
     progress.end()
     dest.clear_temporary_files()
-    finds = verify(dest, progress, held=origin.run.chunks)
-    if finds:
-        dest.delete([MANIFEST])
-        raise CheckError(f"the copy at {dest.url} is not whole: {finds[0]}")
     fetched, total = sum(sizes[key] for key in wanted), sum(sizes.values())
     return (
         f"{dest.url} is a copy of {origin.store.url}: {len(sizes):,} objects, {total / 1e9:.2f} GB, "
         f"{fetched / 1e9:.2f} GB of them fetched now, every byte as recorded"
     )
+
+
+def _check_sizes(dest: Store, sizes: dict[str, int]) -> None:
+    """Raise CheckError where an object but the manifest is not at `dest` in its size, by one listing."""
+    there = {item.key: item.size for item in dest.objects()}
+    for key in sorted(sizes.keys() - {MANIFEST}):
+        if there.get(key) != sizes[key]:
+            raise CheckError(
+                f"{dest.url}/{key} was put with {sizes[key]} bytes and has {there.get(key, 'none')}: "
+                "the storage is faulty; give another place"
+            )
 
 
 def at_a_time(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
@@ -130,7 +143,7 @@ def take_place(dest: Store, key: str, body: bytes | memoryview) -> None:
 
 def _sound(origin: Origin, dest: Store, progress: Progress) -> set[str]:
     """The keys of the objects that are at `dest` already, as their digests say."""
-    known = origin.run.chunks.keys() | origin.run.digests.keys()
+    known = {*origin.run.documents, *origin.run.digests, *origin.run.chunks}
     there = {item.key for item in dest.objects()} & known
 
     def check(key: str) -> str | None:
@@ -152,5 +165,5 @@ def _phase(key: str) -> int:
     if key.endswith("/zarr.json"):
         return 2 if key.count("/") > 1 else 3  # arrays before their group
     if key == MANIFEST:
-        return 4
+        return LAST
     return 1 if key.startswith(f"{RECORDS}/") else 0

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from neoscope import chunks, sealed
 from neoscope.arrays import TOKEN_IDS, TOKEN_LENGTH, ArraySchema
 from neoscope.commit import MANIFEST, schemas_of
+from neoscope.errors import CheckError
 from neoscope.records import CLAIM, VOCABULARY, each_record, record_key
 from neoscope.storage import Store
 from neoscope.totals import Totals
@@ -58,14 +59,16 @@ class Tokens:
 class Recorded:
     """A committed run as it says it is.
 
-    `chunks` are by key, `digests` are of all other objects but the documents, SHA-256 (64 digits) or
-    xxh3-128 (32). `superseded` are keys of statistics that may be there or not. `strangers` are
-    documents that are sound in themselves, but not those that the manifest was made of.
+    `documents` are the content digests of claim, manifest and records by key, `chunks` are by key, and
+    `digests` of all other objects, SHA-256 (64 digits) or xxh3-128 (32). `superseded` are keys of
+    statistics that may be there or not. `strangers` are documents that are sound in themselves, but
+    not those that the manifest was made of.
     """
 
     claim: dict[str, Any]
     manifest: dict[str, Any]
     totals: Totals
+    documents: dict[str, str]
     chunks: dict[str, Expected]
     digests: dict[str, str]
     superseded: set[str]
@@ -73,21 +76,30 @@ class Recorded:
     strangers: list[Find]
 
     def find(self, key: str, body: bytes | memoryview | None) -> Find | None:
-        """What is wrong with an object, if anything. Documents are not looked into."""
+        """What is wrong with an object, if anything; nothing is known of the report."""
         if key in self.chunks:
             values = held_against(key, body, self.chunks[key])
             return values if isinstance(values, Find) else None
         if body is None:
             return Find(key, "is missing")
-        digest = self.digests.get(key)
-        if digest is None or digest == _digest(body, len(digest)):
-            return None
-        return Find(key, "is not the one that was recorded")
+        if key in self.documents:
+            try:
+                document = sealed.load(_kind(key), bytes(body), key)
+            except CheckError as error:
+                return Find(key, str(error))
+            same = document["content_digest"] == self.documents[key]
+        else:
+            digest = self.digests.get(key)
+            same = digest is None or _digest(body, len(digest)) == digest
+        return None if same else Find(key, "is not the one that was recorded")
 
 
 def read_recorded(store: Store) -> Recorded:
     """Raises CheckError where a document is missing or damaged, or not of this run."""
-    claim, manifest = _sealed(store, "run", CLAIM), _sealed(store, "manifest", MANIFEST)
+    claim, manifest = (
+        sealed.load(_kind(key), store.get(key) or b"", f"{store.url}/{key}")
+        for key in (CLAIM, MANIFEST)
+    )
     digests = {
         VOCABULARY: claim["tokenizer"]["vocabulary_digest"],
         **manifest["zarr"],
@@ -95,8 +107,9 @@ def read_recorded(store: Store) -> Recorded:
             key: o["sha256"] for key, o in manifest.get("statistics", {}).get("objects", {}).items()
         },
     }
-    found = Recorded(claim, manifest, Totals(claim), {}, digests, set(), [], [])
     said = {CLAIM: manifest["claim"], **manifest["records"]}
+    documents = {**said, MANIFEST: manifest["content_digest"]}
+    found = Recorded(claim, manifest, Totals(claim), documents, {}, digests, set(), [], [])
     there = {CLAIM: claim["content_digest"]}
     for partition in range(claim["spec"]["partitions"]):
         for record in each_record(store, claim, partition):
@@ -148,8 +161,9 @@ def held_against(
     return values
 
 
-def _sealed(store: Store, kind: str, key: str) -> dict[str, Any]:
-    return sealed.load(kind, store.get(key) or b"", f"{store.url}/{key}")
+def _kind(key: str) -> str:
+    """Of a sealed document."""
+    return {CLAIM: "run", MANIFEST: "manifest"}.get(key, "record")
 
 
 def _digest(body: bytes | memoryview, digits: int) -> str:

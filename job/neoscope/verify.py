@@ -29,12 +29,9 @@ REPORT = "report.html"
 NO_STATISTICS: dict[str, dict[str, Any]] = {"arrays": {}, "objects": {}}
 
 
-def verify(store: Store, progress: Progress, held: Container[str] = ()) -> list[Find]:
-    """Check every object of a committed run. Raises InputError where there is no run.
-
-    `held` are the keys of chunks that have just been held against their records: they are not read.
-    """
-    there = {item.key: item.size for item in store.objects()}
+def verify(store: Store, progress: Progress) -> list[Find]:
+    """Check every object of a committed run. Raises InputError where there is no run."""
+    there = {item.key for item in store.objects()}
     if records.CLAIM not in there and MANIFEST not in there:
         raise InputError(f"there is no run at {store.url}")
     if MANIFEST not in there:
@@ -48,13 +45,12 @@ def verify(store: Store, progress: Progress, held: Container[str] = ()) -> list[
     if run.strangers:
         return run.strangers
     finds = list(_documents(store, run))
-    documents = {records.CLAIM, MANIFEST, REPORT, *run.totals.records}
-    for key in sorted(there.keys() - documents - run.digests.keys() - run.chunks.keys()):
+    for key in sorted(there - {REPORT, *run.documents, *run.digests, *run.chunks}):
         finds.append(Find(key, "does not belong to the run", "delete it, if nobody needs it"))
     for key in sorted(run.digests):
         if key in there or key not in run.superseded:
             finds += filter(None, [run.find(key, store.read(key))])
-    finds += _each_chunk(store, run, there, held, progress)
+    finds += _each_chunk(store, run, there, progress)
     if not finds:
         finds += _tokens(store, run)
     return finds
@@ -94,17 +90,13 @@ def _statistics(store: Store, run: Recorded, merged: dict[str, dict[str, Any]]) 
 def _each_chunk(
     store: Store,
     run: Recorded,
-    there: dict[str, int],
-    held: Container[str],
+    there: Container[str],
     progress: Progress,
 ) -> list[Find]:
-    """Read every chunk that is not `held`, `READERS` at a time."""
+    """Read every chunk, `READERS` at a time."""
 
     def check(key: str) -> Find | None:
-        expected = run.chunks[key]
-        find = Find(key, "is missing") if key not in there else None
-        if find is None and not (key in held and there[key] == expected.size):
-            find = _chunk(store, key, expected)
+        find = Find(key, "is missing") if key not in there else _chunk(store, key, run.chunks[key])
         progress.advance(key)
         return find
 

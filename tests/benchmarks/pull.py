@@ -4,7 +4,8 @@
 
 A run of 16 x 512 tokens of the 125M shape (1.2 GB) from MinIO on this machine into a folder. obstore
 keeps 8 requests on their way, as pull does: once dropping what it reads, once putting it into a folder
-unchecked. Server, client and disk share the machine's processors.
+unchecked. Server, client and disk share the machine's processors; the second table, in which the network is
+the limit, needs root and `tc`, which narrows the loopback device meanwhile.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
 import obstore
 from measure import in_turn, table
 
+from neoscope.origin import open_origin
 from neoscope.progress import Progress
 from neoscope.pull import pull
 from neoscope.storage import REQUESTS_IN_FLIGHT, Store, open_store
@@ -31,6 +34,7 @@ import minio
 
 URL = "s3://bench/run"
 READ = "obstore reads the objects"
+LINK = "2gbit"
 
 
 def read(source: Store, dest: Store | None) -> None:
@@ -57,6 +61,25 @@ def pulled(source: Store, dest: Store, layers: str | None, form: str) -> None:
     )
 
 
+def checked(source: Store) -> None:
+    """What pull reads, held against its digests and dropped."""
+    origin = open_origin(source)
+    with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
+        list(pool.map(lambda key: len(origin.read(key)), origin.run.chunks))
+
+
+@contextmanager
+def narrow_link() -> Iterator[None]:
+    """The loopback device at `LINK`. Raises CalledProcessError, FileNotFoundError where it stays wide."""
+    device = ["dev", "lo", "root"]
+    shape = ["tbf", "rate", LINK, "burst", "256kb", "latency", "50ms"]
+    subprocess.run(["tc", "qdisc", "add", *device, *shape], check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["tc", "qdisc", "del", *device], check=True)
+
+
 def main(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder, minio.server(Path(folder) / "minio") as server:
         os.environ.update(server.environment, AWS_DEFAULT_REGION="us-east-1")
@@ -75,6 +98,7 @@ def main(rounds: int) -> None:
 
         rows: dict[str, Callable[[], object]] = {
             READ: lambda: read(source, None),
+            "the same, held against their digests": lambda: checked(source),
             "obstore reads and puts them into a folder": into(lambda dest: read(source, dest)),
             "neoscope pull": into(lambda dest: pulled(source, dest, None, "zarr")),
             "neoscope pull --layers 0-11": into(lambda dest: pulled(source, dest, "0-11", "zarr")),
@@ -82,9 +106,16 @@ def main(rounds: int) -> None:
                 lambda dest: pulled(source, dest, None, "safetensors")
             ),
         }
-        seconds = in_turn(rows, rounds)
         size = sum(item.size for item in source.objects())
-    print(table(f"Pulling {size / 1e9:.2f} GB from MinIO on this machine", seconds, READ))
+        title = f"Pulling {size / 1e9:.2f} GB from MinIO on this machine"
+        print(table(title, in_turn(rows, rounds), READ))
+        try:
+            with narrow_link():
+                seconds = in_turn(rows, rounds)
+        except (subprocess.CalledProcessError, FileNotFoundError) as error:
+            print(f"\nover a link of {LINK}: not measured, {error}")
+        else:
+            print(table(f"\n{title}, over a link of {LINK}", seconds, READ))
 
 
 if __name__ == "__main__":
