@@ -128,7 +128,6 @@ def _write(
     for tensor in tensors.values():
         values = np.memmap(part, tensor.dtype, "r+", begin, tensor.shape)
         _fill(origin, values, tensor.content, path.stem, progress)
-        values.flush()
         begin += tensor.nbytes
     with part.open("r+b") as file:
         file.write(_sealed(part, header))
