@@ -204,3 +204,23 @@ def small_run(small_model: Path) -> list[str]:
         *("--model", str(small_model), "--dataset", "sample"),
         *("--sequences", "8", "--positions", "24"),
     ]
+
+
+@pytest.fixture(scope="session")
+def partitioned(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run of three partitions of two batches, from text files that give each its share."""
+    from neoscope.text import SAMPLE_FILE
+
+    folder = tmp_path_factory.mktemp("partitioned")
+    lines = SAMPLE_FILE.read_text("utf-8").splitlines()
+    texts = []
+    for number in range(3):
+        path = folder / f"{number}.jsonl"
+        path.write_text("\n".join(lines[number * 11 : number * 11 + 11]) + "\n")
+        texts += ["--text", path]
+    shape = ["--sequences", 4, "--positions", 16, "--partitions", 3, "--batches", 2]
+    for partition in (1, 0, 2):
+        words = ["--model", small_model, *texts, *shape, "--partition", partition]
+        done = invoke("run", folder / "run", *words)
+        assert done.code == 0, done.err
+    return str(folder / "run")
