@@ -4,7 +4,7 @@ In: the dataset of `open_statistics`. Out: labelled arrays. It does not know the
 
     statistics = neoscope.open_statistics("s3://bucket/run")
     by_length.histograms(statistics)       # [group, layer, bin]
-    by_length.moments(statistics).mean     # [group, layer, neuron]
+    by_length.moments(statistics)["mean"]  # [group, layer, neuron]
     by_length.correlation(statistics)      # [layer, neuron]
 
 Every function takes `first_positions=False` to leave the tokens out that stand first in a sequence.
