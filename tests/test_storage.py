@@ -20,7 +20,7 @@ import boto3
 import pytest
 
 from conftest import BUCKET, invoke
-from neoscope import storage
+from neoscope import s3
 from neoscope.errors import InputError, UnavailableError, UsageError
 from neoscope.storage import Store, open_store
 
@@ -445,7 +445,7 @@ def test_a_large_object_is_one_request(s3_url: str, proxy: Proxy) -> None:
 def test_a_put_that_timed_out_is_put_again(
     s3_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, operation: Callable[..., Any]
 ) -> None:
-    monkeypatch.setattr(storage, "BODY_TIMEOUT", timedelta(seconds=0.5))
+    monkeypatch.setattr(s3, "BODY_TIMEOUT", timedelta(seconds=0.5))
     store = open_store(s3_url, endpoint_url=proxy.endpoint, write=True)
     proxy.fault = first(1, "stalled")
     began = time.monotonic()
@@ -459,7 +459,7 @@ def test_a_put_that_timed_out_is_put_again(
 def test_a_fault_that_stays_says_to_try_again_later(
     s3_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
-    monkeypatch.setitem(storage.RETRY, "max_retries", 2)
+    monkeypatch.setitem(s3.RETRY, "max_retries", 2)
     store = open_store(s3_url, endpoint_url=proxy.endpoint, write=True)
     proxy.fault = lambda method, path: fault
     for operation in (
