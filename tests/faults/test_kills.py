@@ -293,6 +293,7 @@ def test_a_delete_that_is_killed_leaves_nothing_that_a_reader_opens(
         if any(key.endswith("zarr.json") for key in left):
             assert not [key for key in whole - left if "/c/" in key]
         assert "manifest.json" not in left
-        assert forks.run("delete", place, "--yes").code == 0
+        # Where it was killed too late, all is gone.
+        assert forks.run("delete", place, "--yes").code == (0 if left else 3)
         assert objects(place) == {}
     tell("delete killed at a random moment", count, "no reader opens what is left; then deleted")
