@@ -272,7 +272,8 @@ def report_command(output: str, endpoint_url: str | None, file: Path | None) -> 
 
     The page is stored beside the run as report.html, and needs no network to be read.
     """
-    from neoscope.report import REPORT, report
+    from neoscope.recorded import REPORT
+    from neoscope.report import report
     from neoscope.storage import open_store
 
     store = open_store(output, endpoint_url=endpoint_url)

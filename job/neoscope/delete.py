@@ -12,10 +12,11 @@ from neoscope import stored_statistics
 from neoscope.arrays import GROUP, LAYER, TOKEN_IDS, TOKEN_LENGTH
 from neoscope.commit import MANIFEST
 from neoscope.errors import InputError
+from neoscope.recorded import REPORT
 from neoscope.records import CLAIM, RECORD_KEY, RECORDS, VOCABULARY
 from neoscope.storage import Store
 
-FILES = (MANIFEST, CLAIM, VOCABULARY, "report.html")
+FILES = (MANIFEST, CLAIM, VOCABULARY, REPORT)
 FOLDERS = (GROUP, stored_statistics.GROUP, stored_statistics.FOLDER, RECORDS)
 ZARR = r"(zarr\.json|{names}/zarr\.json|{names}/c(/\d+)+)"
 PATTERNS = (

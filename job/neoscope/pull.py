@@ -15,12 +15,11 @@ from neoscope.commit import MANIFEST
 from neoscope.errors import CheckError, ConflictError, UsageError
 from neoscope.origin import Origin, open_origin
 from neoscope.progress import Progress
-from neoscope.recorded import Find
+from neoscope.recorded import REPORT, Find
 from neoscope.records import CLAIM, RECORDS
 from neoscope.selection import Selection, select
 from neoscope.spec import differing_fields
 from neoscope.storage import REQUESTS_IN_FLIGHT, Store
-from neoscope.verify import REPORT
 
 SELECTION = "selection.json"  # put first at a place that holds a part of a run
 LAST = 4  # of the phases in which objects are copied

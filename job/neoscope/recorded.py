@@ -20,6 +20,7 @@ from neoscope.records import CLAIM, VOCABULARY, each_record, record_key
 from neoscope.storage import Store
 from neoscope.totals import Totals
 
+REPORT = "report.html"  # beside a run, and no part of what it says
 AGAIN = "make the run anew (neoscope delete, then run)"
 
 

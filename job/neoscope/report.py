@@ -21,7 +21,6 @@ from neoscope.reading import open_arrays, open_statistics_of
 from neoscope.records import VOCABULARY
 from neoscope.storage import Store
 
-REPORT = "report.html"
 STRONGEST = 12  # neurons in the table
 SAMPLE_TOKENS = 400
 FEW = 50  # tokens of a length, below which their mean says little

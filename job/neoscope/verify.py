@@ -21,11 +21,10 @@ from neoscope import lengths, records, stored_statistics
 from neoscope.commit import MANIFEST, manifest_content
 from neoscope.errors import CheckError, InputError
 from neoscope.progress import Progress
-from neoscope.recorded import Expected, Find, Recorded, held_against, read_recorded
+from neoscope.recorded import REPORT, Expected, Find, Recorded, held_against, read_recorded
 from neoscope.storage import Store
 
 READERS = 8  # chunks in memory at a time
-REPORT = "report.html"
 NO_STATISTICS: dict[str, dict[str, Any]] = {"arrays": {}, "objects": {}}
 
 
@@ -47,7 +46,8 @@ def verify(store: Store, progress: Progress) -> list[Find]:
     finds = list(_documents(store, run))
     for key in sorted(there - {REPORT, *run.documents, *run.digests, *run.chunks}):
         finds.append(Find(key, "does not belong to the run", "delete it, if nobody needs it"))
-    for key in sorted(run.digests):
+    statistics = run.manifest.get("statistics", NO_STATISTICS)["objects"]
+    for key in sorted(run.digests.keys() - statistics.keys()):
         if key in there or key not in run.superseded:
             finds += filter(None, [run.find(key, store.read(key))])
     finds += _each_chunk(store, run, there, progress)
@@ -74,16 +74,17 @@ def _documents(store: Store, run: Recorded) -> Iterator[Find]:
 
 
 def _statistics(store: Store, run: Recorded, merged: dict[str, dict[str, Any]]) -> Iterator[Find]:
-    """`statistics.zarr` by its values against what the partitions' cells give. (Its bytes made anew
-    could differ: another version of the library may compress otherwise.)"""
+    """`statistics.zarr` by its bytes, and its values against what the partitions' cells give. (Its
+    bytes made anew could differ: another version of the library may compress otherwise.)"""
     entry = run.manifest.get("statistics", NO_STATISTICS)
     if entry["arrays"] != merged:
         yield Find(MANIFEST, "its statistics are not what the partitions' cells say")
-    bodies = {key: store.get(key) or b"" for key in entry["objects"]}
-    if any(run.find(key, body) for key, body in bodies.items()):
-        return  # told by their digests
+    bodies = {key: store.get(key) for key in sorted(entry["objects"])}
+    finds = [find for key, body in bodies.items() if (find := run.find(key, body))]
+    yield from finds
+    sound = {key: body for key, body in bodies.items() if body is not None}
     digests = {name: array["digest"] for name, array in merged.items()}
-    if bodies and stored_statistics.digests(bodies) != digests:
+    if sound and not finds and stored_statistics.digests(sound) != digests:
         yield Find(stored_statistics.GROUP, "holds other values than the partitions' cells give")
 
 
