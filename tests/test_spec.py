@@ -300,9 +300,10 @@ def test_the_output_can_be_set_in_the_environment(monkeypatch: pytest.MonkeyPatc
         assert parsed(name).params["output"] == "s3://bucket/prefix"
 
 
-def test_the_endpoint_is_also_that_of_aws_and_ours_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_endpoint_of_aws_is_left_to_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an option it would win over AWS_ENDPOINT_URL_S3."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://theirs")
-    assert parsed("run", "x").params["endpoint_url"] == "http://theirs"
+    assert parsed("run", "x").params["endpoint_url"] is None
     monkeypatch.setenv("NEOSCOPE_ENDPOINT_URL", "http://ours")
     assert parsed("run", "x").params["endpoint_url"] == "http://ours"
 

@@ -276,7 +276,7 @@ def report_command(output: str, endpoint_url: str | None, file: Path | None) -> 
     from neoscope.report import report
     from neoscope.storage import open_store
 
-    store = open_store(output, endpoint_url=endpoint_url)
+    store = open_store(output, endpoint_url=endpoint_url, change=True)
     page = report(store).encode()
     store.put(REPORT, page)
     click.echo(f"stored:  {store.url}/{REPORT}")
@@ -297,7 +297,7 @@ def delete(output: str, endpoint_url: str | None, yes: bool) -> None:
     from neoscope.delete import delete_run
     from neoscope.storage import open_store
 
-    store = open_store(output, endpoint_url=endpoint_url)
+    store = open_store(output, endpoint_url=endpoint_url, change=True)
     if not yes and not (sys.stdin.isatty() and click.confirm(f"Delete the run at {store.url}?")):
         raise UsageError(f"{store.url} is not deleted: answer y, or give --yes")
     gone, others = delete_run(store)

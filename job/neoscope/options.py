@@ -28,9 +28,9 @@ def option(*names: str, **settings: Any) -> Callable[[Command], Command]:
 output_argument = click.argument("output", envvar="NEOSCOPE_OUTPUT")
 endpoint_option = option(
     "--endpoint-url",
-    envvar=["NEOSCOPE_ENDPOINT_URL", "AWS_ENDPOINT_URL"],
     metavar="URL",
-    help="Where S3 is, for storage other than AWS; also AWS_ENDPOINT_URL.",
+    help="Where S3 is, for storage other than AWS.  [default: as boto3 finds it: "
+    "AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, the profile, AWS]",
 )
 
 device_option = option(

@@ -18,12 +18,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import obstore
 from obstore import exceptions as faults
 from obstore.store import LocalStore, S3Store
 
-from neoscope.errors import InputError, UnavailableError, UsageError
+from neoscope.errors import InputError, NeoscopeError, UnavailableError, UsageError
 from neoscope.s3 import RETRY, open_bucket
 
 Body = bytes | memoryview
@@ -31,11 +32,13 @@ Body = bytes | memoryview
 T = TypeVar("T")
 
 REQUESTS_IN_FLIGHT = 8
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")  # RFC 3986, 3.1
 TEMPORARY = re.compile(r"#\d+$")
 TRIES_AFTER_TIMEOUT = 4
 CLEARED_AT_MOST = 4  # times that another worker takes a put's temporary file for one left behind
 NO_BUCKET = "NoSuchBucket"
 DENIED = re.compile(r"status code: 403|code: AccessDenied")
+PROVIDER = "External AWS credential provider: "  # as obstore names what neoscope hands it
 SAID = re.compile(r"<Code>([^<]*)</Code>\s*<Message>([^<]*)</Message>")
 
 
@@ -209,7 +212,12 @@ class Store:
             f"the bucket of {self.url} does not exist: create it, or give another output"
         )
 
-    def _denied(self, permission: str, key: str, reason: str) -> InputError:
+    def _denied(self, permission: str, key: str, reason: str) -> NeoscopeError:
+        if PROVIDER in reason:
+            return UnavailableError(
+                f"the credentials for {self.url} could not be renewed: "
+                f"{reason.partition(PROVIDER)[2]}; run the same command again to go on"
+            )
         what = f"{permission} on " if not self.is_local else "no permission for "
         return InputError(
             f"access denied: {what}{self.url}/{key} ({reason}); "
@@ -218,20 +226,27 @@ class Store:
 
 
 def open_store(
-    url: str, *, endpoint_url: str | None = None, sign_payload: bool = False, write: bool = False
+    url: str,
+    *,
+    endpoint_url: str | None = None,
+    sign_payload: bool = False,
+    write: bool = False,
+    change: bool = False,
 ) -> Store:
     """The store at `s3://bucket/prefix` or a local folder, seen to be there.
 
-    With `write`, a local folder is made; a bucket never is. Raises InputError for a bucket that
-    does not exist, a denied access or missing credentials, UnavailableError where nothing answers,
-    UsageError for a URL of another kind.
+    With `write`, a local folder is made; a bucket never is. A bucket is read without credentials
+    where there are none, but not with `write`, nor with `change`, which is for what exists. Raises
+    InputError for a bucket that does not exist, a denied access or missing credentials,
+    UnavailableError where nothing answers, UsageError for a URL of another kind.
     """
     if url.startswith("s3://"):
-        return Store(*open_bucket(url, endpoint_url, sign_payload))
+        return Store(
+            *open_bucket(url, endpoint_url, sign_payload=sign_payload, change=write or change)
+        )
     if not url:
         raise UsageError("the output is empty: give s3://bucket/prefix or a local folder")
-    if "://" in url:
-        raise UsageError(f"{url} is neither s3://bucket/prefix nor a local folder")
+    _check_no_scheme(url)
     path = Path(url).expanduser().absolute()
     if not write and not path.is_dir():
         raise InputError(f"there is no run at {path}: no such folder")
@@ -240,6 +255,21 @@ def open_store(
     except OSError as error:
         raise InputError(f"cannot make the folder {path}: {error.strerror}") from None
     return Store(str(path), LocalStore(str(path)))
+
+
+def _check_no_scheme(url: str) -> None:
+    """Raise UsageError for what begins as a URL does, rather than make a folder called `s3:`."""
+    scheme = SCHEME.match(url)
+    if not scheme or Path(url).drive:  # C:\runs, on Windows
+        return
+    if scheme[1].lower() == "s3":
+        rest = url[scheme.end() :].lstrip("/")
+        raise UsageError(f"{url} is no URL of S3: give s3://{rest or 'bucket/prefix'}")
+    if scheme[1].lower() == "file":
+        raise UsageError(f"{url} is a URL: give the folder's path, {urlsplit(url).path}")
+    raise UsageError(
+        f"{url} is neither s3://bucket/prefix nor a local folder: a folder of that name is ./{url}"
+    )
 
 
 def _reason(error: Exception) -> str:
