@@ -35,6 +35,7 @@ def test_aws_by_its_own_names(tmp_path: Path) -> None:
         pytest.skip(f"no namespace with names of its own can be made: {probe.stderr.strip()}")
     tests = ["-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", "tests/aws/names.py"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "PYTEST_"))}
+    environment["HF_HUB_OFFLINE"] = "1"
     done = subprocess.run(
         [*inside, sys.executable, *tests, "--basetemp", str(tmp_path / "inside")],
         cwd=ROOT,

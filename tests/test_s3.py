@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import boto3
 import pytest
 
 from conftest import BUCKET, invoke
-from neoscope.errors import InputError, UsageError
+from faults.proxy import Proxy, Request, proxied
+from neoscope.errors import InputError, UnavailableError, UsageError
 from neoscope.storage import open_store
 
 NOWHERE = "http://127.0.0.1:9"
@@ -141,3 +147,123 @@ def test_what_is_not_public_asks_for_credentials(s3_url: str, endpoint: str) -> 
     denied = f"access denied: s3:ListBucket on the bucket {BUCKET} at {endpoint}; there are no cred"
     with pytest.raises(InputError, match=f"{denied}entials: set AWS_ACCESS_KEY_ID"):
         open_store(s3_url)
+
+
+# Credentials that expire
+
+KEYS = 60
+# What a credential_process is: it answers with the next keys, and notes that it gave them.
+PROCESS = """
+cd "$1"
+if test -e closed; then echo 'log in again' >&2; exit 1; fi
+sed -n "$(($(wc -l < given) + 1))p" keys | tee -a given
+"""
+
+
+@pytest.fixture
+def minio_keys(endpoint: str) -> tuple[str, str]:
+    return os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]
+
+
+@dataclass(frozen=True)
+class Issuer:
+    """A process that gives temporary keys of MinIO's, other ones each time, and the store before
+    which they expire: it refuses all that were given before the latest three, once told to."""
+
+    folder: Path
+    proxy: Proxy
+
+    def given(self) -> list[str]:
+        lines = (self.folder / "given").read_text().splitlines()
+        return [json.loads(line)["AccessKeyId"] for line in lines]
+
+    def expire(self) -> None:
+        expired = set(self.given()[:-3])
+        self.proxy.plan = lambda request: "quoting 403" if request.access_key in expired else None
+
+
+@pytest.fixture
+def issuer(
+    endpoint: str,
+    minio_keys: tuple[str, str],
+    no_credentials: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Iterator[Issuer]:
+    sts = boto3.Session(*minio_keys, region_name="us-east-1").client("sts", endpoint_url=endpoint)
+    # Near its end, so that botocore asks for new ones whenever it is asked.
+    ends = (datetime.now(UTC) + timedelta(minutes=9)).isoformat()
+    with (tmp_path / "keys").open("w") as keys:
+        for _ in range(KEYS):
+            found = sts.assume_role(RoleArn="arn:any:role:x:x:x", RoleSessionName="any")
+            found = {**found["Credentials"], "Version": 1, "Expiration": ends}
+            print(json.dumps(found, default=str), file=keys)
+    (tmp_path / "given").touch()
+    (tmp_path / "process").write_text(PROCESS)
+    process = f"credential_process = sh {tmp_path}/process {tmp_path}"
+    (tmp_path / "config").write_text(f"[default]\n{process}\n")
+    with proxied(endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield Issuer(tmp_path, proxy)
+
+
+def test_keys_that_expired_are_asked_for_again(s3_url: str, issuer: Issuer) -> None:
+    store = open_store(s3_url, write=True)
+    store.put("a", b"x")
+    early = issuer.given()
+    for _ in range(4):
+        time.sleep(0.11)  # obstore keeps for a tenth of a second what it was given
+        store.put("b", b"x")
+    issuer.expire()
+    assert {each.access_key for each in issuer.proxy.requests} <= set(issuer.given())
+    time.sleep(0.11)
+    store.put("c", b"x")
+    assert issuer.proxy.requests[-1].access_key not in early
+    assert len(issuer.given()) > len(early)
+
+
+def test_a_run_outlives_its_first_keys(s3_url: str, issuer: Issuer, small_run: list[str]) -> None:
+    def expire_at_the_record(request: Request) -> None:
+        if "/records/" in request.key and request.method == "PUT":
+            issuer.expire()
+
+    issuer.proxy.plan = expire_at_the_record
+    done = invoke("run", s3_url, *small_run)
+    assert done.code == 0, done.err
+    first, last = issuer.proxy.requests[0], issuer.proxy.requests[-1]
+    assert first.access_key and last.access_key not in ("", first.access_key)
+
+
+def test_keys_that_cannot_be_renewed_say_why(s3_url: str, issuer: Issuer) -> None:
+    store = open_store(s3_url, write=True)
+    (issuer.folder / "closed").touch()
+    time.sleep(0.11)
+    with pytest.raises(
+        UnavailableError, match="could not be renewed: .*log in again; run the same"
+    ):
+        store.put("a", b"x")
+    with pytest.raises(InputError, match="log in again"):
+        open_store(s3_url)
+
+
+def test_a_role_is_taken_on(
+    s3_url: str,
+    endpoint: str,
+    minio_keys: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """By the keys of another profile, from the STS of the same endpoint."""
+    key, secret = minio_keys
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "role")
+    (tmp_path / "config").write_text(
+        "[profile role]\nrole_arn = arn:aws:iam::123456789012:role/any\nsource_profile = base\n"
+        f"[profile base]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"
+    )
+    with proxied(endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        open_store(s3_url, write=True).put("a", b"x")
+    assert proxy.requests[-1].access_key not in ("", key)

@@ -219,6 +219,8 @@ def _distrust(error: SSLError) -> str | None:
     while isinstance(cause, Exception):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return cause.verify_message
+        if isinstance(cause, ValueError):  # urllib3's own: of another host
+            return str(cause)
         cause = cause.args[0] if cause.args else None
     return None
 

@@ -105,6 +105,11 @@ def redirected_to(host: str, path: str) -> str | None:
     return REGIONS[THERE]
 
 
+class Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that does not trust the certificate ends the connection."""
+
+
 @pytest.fixture(scope="session")
 def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     """AWS: names, certificates, a store with three buckets; its keys in the environment."""
@@ -115,7 +120,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert(*NAMES).configure_cert(context)
     front = Front(folder / "authority.pem")
-    server = ThreadingHTTPServer(("127.0.0.1", 443), handler(front))
+    server = Server(("127.0.0.1", 443), handler(front))
     server.socket = context.wrap_socket(
         server.socket, server_side=True, do_handshake_on_connect=False
     )
@@ -263,7 +268,6 @@ def test_every_request_goes_to_the_host_that_boto3_asks(
     assert [item.key for item in store.objects()] == ["a/b.json"]
     store.delete(["a/b.json"])
     assert store.objects() == []
-    print(f"{name}: {front.hosts}")
     assert front.hosts == {setting.host}
 
 
@@ -285,12 +289,9 @@ def test_a_run_is_made_checked_pulled_shown_and_deleted(
         front.asked.clear()
         done = invoke(*words)
         assert done.code == 0, done.err
-        hosts = [host for host, _, _ in front.asked]
         if bucket == THERE:
-            there = f"{THERE}.s3.eu-central-1.amazonaws.com"
-            assert hosts.count(f"{THERE}.s3.amazonaws.com") == hosts.count(there) * 0 + (
-                2 if "-copy" in str(words[-1]) else bool(hosts)
-            )
+            redirected = [asked for asked in front.asked if "eu-central-1" not in asked[0]]
+            assert {method for _, method, _ in redirected} <= {"HEAD"}
     assert open_store(url).objects() == []
 
 
@@ -311,7 +312,7 @@ def test_a_certificate_that_is_not_trusted_is_said_at_once(
     monkeypatch.delenv("AWS_CA_BUNDLE")
     tries = count_connections(monkeypatch)
     done = invoke("status", f"s3://{BUCKET}/x")
-    assert (done.code, done.out, done.err.count("\n")) == (3, "", 1)
+    assert (done.code, done.out, done.err.count("\n")) == (3, "", 1), done.err
     assert f"the certificate of https://{DEFAULT}/ is not trusted: unable to get local" in done.err
     assert "give its PEM file in AWS_CA_BUNDLE" in done.err
     assert len(tries) == 1
@@ -320,7 +321,8 @@ def test_a_certificate_that_is_not_trusted_is_said_at_once(
 def test_a_certificate_of_another_host_is_said_at_once(front: Front) -> None:
     done = invoke("status", f"s3://{BUCKET}/x", "--endpoint-url", "https://127.0.0.1")
     assert done.code == 3
-    assert "IP address mismatch" in done.err
+    assert "the certificate of https://127.0.0.1/" in done.err
+    assert "is not trusted: hostname '127.0.0.1' doesn't match" in done.err
 
 
 @pytest.mark.parametrize("content", [None, "", "no certificate"])

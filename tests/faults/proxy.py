@@ -15,7 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import unquote, urlsplit
 
 ANSWERS = {
@@ -44,6 +44,7 @@ class Request:
     query: str
     number: int
     fault: str | None = None
+    access_key: str = ""  # that signed it
 
 
 Plan = Callable[[Request], str | None]
@@ -77,10 +78,17 @@ class Proxy:
         method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
         body = await client.readexactly(_length(head))
         url = urlsplit(target)
-        asked = Request(method, unquote(url.path).lstrip("/"), url.query, len(self.requests))
+        signed = re.search(rb"Credential=([^/]*)/", head)
+        asked = Request(
+            method,
+            unquote(url.path).lstrip("/"),
+            url.query,
+            len(self.requests),
+            access_key=signed[1].decode() if signed else "",
+        )
         self.requests.append(asked)
         fault = self.plan(asked)
-        self.requests[asked.number] = Request(method, asked.key, asked.query, asked.number, fault)
+        self.requests[asked.number] = replace(asked, fault=fault)
         if fault in ANSWERS:
             back.write(_refusal(*ANSWERS[fault]))
         elif fault in QUOTING:
