@@ -195,7 +195,9 @@ def issuer(
     ends = (datetime.now(UTC) + timedelta(minutes=9)).isoformat()
     with (tmp_path / "keys").open("w") as keys:
         for _ in range(KEYS):
-            found = sts.assume_role(RoleArn="arn:aws:iam::123456789012:role/any", RoleSessionName="any")
+            found = sts.assume_role(
+                RoleArn="arn:aws:iam::123456789012:role/any", RoleSessionName="any"
+            )
             found = {**found["Credentials"], "Version": 1, "Expiration": ends}
             print(json.dumps(found, default=str), file=keys)
     (tmp_path / "given").touch()
