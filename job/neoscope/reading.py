@@ -38,8 +38,8 @@ def open_run(url: str, *, endpoint_url: str | None = None, chunks: Any = None) -
     than the run's median. Special tokens have length 0 and group NaN, so that no comparison, no
     `groupby` and no mean takes them in. `sequence`, `position` and `neuron` are numbered from 0.
 
-    `url` is `s3://bucket/prefix` or a folder; `endpoint_url` is taken from AWS_ENDPOINT_URL where
-    it is not given. `chunks` is that of `xarray.open_dataset`: None reads into numpy, `{}` gives dask
+    `url` is `s3://bucket/prefix` or a folder; `endpoint_url` is found as boto3 finds it where it is
+    not given. `chunks` is that of `xarray.open_dataset`: None reads into numpy, `{}` gives dask
     arrays of the stored chunks. Raises InputError where there is no committed run, UsageError for
     `chunks` without dask.
     """
