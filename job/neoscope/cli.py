@@ -28,7 +28,7 @@ Exit codes:
   0    done (or already done)
   2    wrong usage, or options that do not fit together
   3    bad input that no retry cures: text, tokenizer, model, bucket, access
-  4    the place already holds another run
+  4    the place already holds another run or something else, or lies in a run
   5    a check failed; nothing was committed
   75   storage or the Hub did not answer: the same command may succeed later
   130  interrupted (SIGINT); 143  stopped (SIGTERM)
