@@ -186,6 +186,15 @@ def test_a_claim_whose_put_was_killed_leaves_an_empty_place(
     assert not (tmp_path / "run.json#1").exists()
 
 
+def test_a_file_that_is_called_as_a_killed_put_leaves_one_is_not_cleared_away(
+    tmp_path: Path, small_run: list[str]
+) -> None:
+    (tmp_path / "chapter#1").write_text("mine")  # the listing does not show it
+    done = invoke("run", tmp_path, *small_run)
+    assert done.code == 4 and "chapter#1" in done.err
+    assert (tmp_path / "chapter#1").read_text() == "mine"
+
+
 def test_taking_a_place_asks_for_one_page(endpoint: str, s3_url: str, small_run: list[str]) -> None:
     for number in range(1100):
         put(s3_url, f"photos/{number}", b"")

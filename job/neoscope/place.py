@@ -81,7 +81,8 @@ def put_claim(store: Store, spec: RunSpec, resolved: dict[str, Any]) -> dict[str
 
 def _is_empty(store: Store, key: str) -> bool:
     """Whether nothing is at a place; False where it is taken with `key`, else ConflictError."""
-    other = store.first(lambda found: not left_by_system(found))
+    half_put = re.compile(re.escape(key) + r"#\d+")  # by a worker that was killed
+    other = store.first(lambda each: not (left_by_system(each) or half_put.fullmatch(each)))
     if other is None:
         return True
     if store.get(key) is None:

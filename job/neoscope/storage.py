@@ -146,11 +146,12 @@ class Store:
 
     def first(self, wanted: Callable[[str], bool]) -> str | None:
         """The key of an object that is `wanted`, None where there is none. A listing is not read
-        further than to that."""
+        further than to that. Of a local folder also `name#1`, which no listing shows."""
 
         def look() -> str | None:
             keys = (item["path"] for page in obstore.list(self.backend) for item in page)
-            return next((key for key in keys if key and wanted(key)), None)
+            each = itertools.chain(keys, self._temporary_files())
+            return next((key for key in each if key and wanted(key)), None)
 
         try:
             return self._do("s3:ListBucket", "", look)
@@ -186,10 +187,14 @@ class Store:
 
     def clear_temporary_files(self) -> None:
         """Remove what a killed put left in a local folder: `name#1`, which no listing shows."""
-        if self.is_local:
-            for path in Path(self.url).rglob("*#*"):
-                if TEMPORARY.search(path.name):
-                    path.unlink(missing_ok=True)
+        for key in self._temporary_files():
+            (Path(self.url) / key).unlink(missing_ok=True)
+
+    def _temporary_files(self) -> Iterator[str]:
+        root = Path(self.url)
+        for path in root.rglob("*#*") if self.is_local else ():
+            if TEMPORARY.search(path.name):
+                yield path.relative_to(root).as_posix()
 
     def _do(self, permission: str, key: str, operation: Callable[[], T]) -> T:
         """Run one operation; repeat it where the connection broke or it timed out; turn faults into
