@@ -201,6 +201,21 @@ def test_what_does_not_fit_together_is_refused_as_by_run() -> None:
     assert invoke("plan", "--tflops", "0").code == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "lacks"),
+    [
+        (("--per-hour", "3"), "--tflops and --mb-per-second"),
+        (("--tflops", "20"), "--mb-per-second"),
+        (("--mb-per-second", "500"), "--tflops"),
+        (("--per-hour", "3", "--tflops", "20"), "--mb-per-second"),
+    ],
+    ids=str,
+)
+def test_a_rate_that_says_nothing_alone_is_refused(words: tuple[str, ...], lacks: str) -> None:
+    done = invoke("plan", *words)
+    assert done.code == 2 and f"without {lacks}:" in done.err and words[0] in done.err
+
+
 def test_nothing_is_written(
     tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """What `make run-local` does once MinIO is up: makes the bucket and calls `neoscope run`.
 
-The arguments are passed on to `neoscope run`. Where the Hugging Face Hub does not answer, the run
+The arguments are passed on to `neoscope run`. FRESH=1 makes a new run in place of the one that is there,
+which goes once the new one is whole. Where the Hugging Face Hub does not answer, the run
 is made of what the package brings along. Only here: `neoscope run` itself never falls back.
 """
 
@@ -21,6 +22,8 @@ import minio
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from huggingface_hub import constants, get_session
+
+from neoscope.delete import belongs
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -60,8 +63,8 @@ def main(arguments: list[str]) -> int:
         if not any(each.startswith("--weights") for each in arguments):
             arguments = ["--weights", "random", *arguments]
     output = f"s3://{BUCKET}/{place}"
-    if os.environ.get("FRESH") and holds_objects(store, f"{place}/"):
-        code = neoscope("delete", output, "--yes")
+    if os.environ.get("FRESH") and keys(store, f"{place}/"):
+        code = replace(store, place, arguments)
         if code:
             return code
     code = neoscope("run", output, *arguments)
@@ -69,9 +72,35 @@ def main(arguments: list[str]) -> int:
         print("To make it anew: make run-local FRESH=1", file=sys.stderr)
     if code == 0:
         (minio.DIRECTORY / "run").write_text(f"{output}\n")  # for `make report`
-        keys = "" if given else " && source .minio/env"
-        print(f"In a new shell, first: source .venv/bin/activate{keys}")
+        environment = "" if given else " && source .minio/env"
+        print(f"In a new shell, first: source .venv/bin/activate{environment}")
     return code
+
+
+def replace(store: S3Client, place: str, arguments: list[str]) -> int:
+    """Makes a run anew beside the one at a place, and puts it there; an exit code. A run that cannot be
+    made, for whatever reason, takes nothing from the one that is there."""
+    old, new = f"s3://{BUCKET}/{place}", f"s3://{BUCKET}/{place}-fresh"
+    others = [key for key in keys(store, f"{place}/") if not belongs(key)]
+    if others:
+        print(f"{old} holds what is no run's: {others[0]}; take it away first", file=sys.stderr)
+        return REFUSED
+    discard(store, f"{place}-fresh")  # what a start that was broken off has left
+    if code := neoscope("run", new, *arguments, quiet=True):
+        discard(store, f"{place}-fresh")
+        print(f"The run at {old} stays as it was.", file=sys.stderr)
+        return code
+    for words in (("delete", old, "--yes"), ("pull", new, old)):
+        if code := neoscope(*words, quiet=True):
+            print(f"The new run is whole, at {new}.", file=sys.stderr)
+            return code
+    discard(store, f"{place}-fresh")
+    return 0
+
+
+def discard(store: S3Client, place: str) -> None:
+    if keys(store, f"{place}/"):
+        neoscope("delete", f"s3://{BUCKET}/{place}", "--yes", quiet=True)
 
 
 def make_bucket(store: S3Client) -> None:
@@ -83,8 +112,10 @@ def make_bucket(store: S3Client) -> None:
         store.create_bucket(Bucket=BUCKET)
 
 
-def holds_objects(store: S3Client, prefix: str) -> bool:
-    return store.list_objects_v2(Bucket=BUCKET, Prefix=prefix, MaxKeys=1)["KeyCount"] > 0
+def keys(store: S3Client, prefix: str) -> list[str]:
+    """The keys under a prefix, without it."""
+    pages = store.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
+    return [each["Key"].removeprefix(prefix) for page in pages for each in page.get("Contents", [])]
 
 
 def hub_answers() -> bool:
@@ -96,9 +127,10 @@ def hub_answers() -> bool:
         return False
 
 
-def neoscope(*arguments: str) -> int:
-    """Runs the command to its end, which it chooses itself when told to stop; its exit code."""
-    process = subprocess.Popen([NEOSCOPE, *arguments])
+def neoscope(*arguments: str, quiet: bool = False) -> int:
+    """Runs the command to its end, which it chooses itself when told to stop; its exit code. With
+    `quiet` it says on stderr what it does, and nothing of what came out."""
+    process = subprocess.Popen([NEOSCOPE, *arguments], stdout=subprocess.DEVNULL if quiet else None)
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         # Ctrl-C reaches the command without us.

@@ -28,7 +28,7 @@ Exit codes:
   0    done (or already done)
   2    wrong usage, or options that do not fit together
   3    bad input that no retry cures: text, tokenizer, model, bucket, access
-  4    the place already holds another run
+  4    the place already holds another run or something else, or lies in a run
   5    a check failed; nothing was committed
   75   storage or the Hub did not answer: the same command may succeed later
   130  interrupted (SIGINT); 143  stopped (SIGTERM)
@@ -165,16 +165,20 @@ def verify_command(
 ) -> None:
     """Check every stored byte of a run against what its records say.
 
-    Each find is one line that names the object and what to do; the exit code is then 5.
+    Each find is one line that names the object and what to do; the exit code is then 5. Objects that are
+    not the run's and lie beside it are told, and are no find; those among its arrays and records are.
     """
     from neoscope.progress import Progress
     from neoscope.records import read_claim
     from neoscope.storage import open_store
-    from neoscope.verify import verify
+    from neoscope.verify import check_request, told, verify
 
     store = open_store(output, endpoint_url=endpoint_url)
+    paths = list(text_paths)
+    check_request(store, recompute=recompute, text=text, text_paths=paths)
     progress = Progress()
-    finds = verify(store, progress)
+    checked = verify(store, progress)
+    finds = list(checked.finds)
     claim = None if finds else read_claim(store)
     if claim and recompute:
         from neoscope.recompute import recompute as again
@@ -183,12 +187,17 @@ def verify_command(
     if claim and text:
         from neoscope.recompute import retokenize
 
-        finds += retokenize(store, claim, list(text_paths), progress)
-    for find in finds:
-        click.echo(str(find))
+        finds += retokenize(store, claim, paths, progress)
+    for line in [*finds, *told(checked)]:
+        click.echo(str(line))
     if finds:
         raise CheckError(f"{store.url} is not as it was committed: {len(finds)} finds")
-    click.echo(f"{store.url} is whole, and every byte is as it was committed")
+    more = f"; {recompute} sequences computed again agree" if recompute else ""
+    more += "; the text read again gives the same tokens" if text else ""
+    click.echo(
+        f"{store.url} is whole: {checked.objects:,} objects, {checked.size:,} bytes, each as it was "
+        f"committed{more}"
+    )
 
 
 @cli.command(name="pull", epilog=EXIT_CODES)

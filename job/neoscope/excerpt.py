@@ -1,17 +1,23 @@
 """A selection of a run's arrays as one plain Zarr group, with coordinates and attributes.
 
-In: a run and a selection. Out: `activations.zarr`, a Zarr v3 group whose `zarr.json` come last. A chunk
-that an earlier start left there is kept where its checksum fits. It does not know the values.
+In: a run and a selection. Out: `activations.zarr`, a Zarr v3 group whose `zarr.json` come last. It does
+not know the values.
+
+A chunk that an earlier start left there is kept where it has the digest that it must have: of a whole
+chunk of the run that is in the run's record. Of one that is put together of parts, the digest is noted in
+`digests.json` beside the group, so that the run need not be read again; what is not noted is read again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from neoscope import chunks
 from neoscope.arrays import FILL_VALUES, ArraySchema, metadata
@@ -22,13 +28,18 @@ from neoscope.pull import at_a_time
 from neoscope.selection import Numbers, Piece, Selection, pieces
 from neoscope.storage import Store
 
+DIGESTS = "digests.json"
+NOTED_AFTER = 64  # chunks: at most so many of 6 MB are made again after a kill
+
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """One chunk of the group: its array, and the pieces of the run's chunks that make it."""
+    """One chunk of the group: its array, the pieces of the run's chunks that make it, and the digest
+    of its values where that is known."""
 
     schema: ArraySchema
     pieces: list[Piece]
+    digest: str | None
 
 
 def pull_group(
@@ -39,19 +50,12 @@ def pull_group(
     stored = {name: schemas_of(origin.run.claim)[name] for name in selection.names()}
     excerpts = {name: _excerpt(schema, labels) for name, schema in stored.items()}
     blocks = dict(
-        block for name in stored for block in _blocks(stored[name], excerpts[name], labels)
+        block for name in stored for block in _blocks(origin, stored[name], excerpts[name], labels)
     )
-    there = {item.key for item in dest.objects()}
-    missing = [key for key in blocks if not (key in there and _whole(dest, key, blocks[key]))]
-
-    def fetch(key: str) -> int:
-        dest.put(key, _encoded(origin, blocks[key]).data)
-        return _cost(origin, blocks[key])
-
-    progress.begin("pulling", sum(_cost(origin, blocks[key]) for key in missing), "B")
-    for size in at_a_time(fetch, missing):
-        progress.advance("pulling", size)
-    progress.end()
+    noted = _noted(dest)
+    known = noted | {key: block.digest for key, block in blocks.items() if block.digest}
+    kept = _kept(dest, blocks, known, progress)
+    _fetch(origin, dest, {key: blocks[key] for key in blocks if key not in kept}, noted, progress)
     axes = {name: _axis(name, numbers) for name, numbers in labels.items() if len(numbers)}
     for name, schema in axes.items():
         dest.put(schema.key((0,)), _encode(schema, labels[name]).data)
@@ -59,6 +63,59 @@ def pull_group(
     for key, body in metadata(excerpts | axes, each, origin.attributes("") | said).items():
         dest.put(key, body)
     dest.clear_temporary_files()
+
+
+def _noted(dest: Store) -> dict[str, str]:
+    """The digests by key that an earlier start noted; none where they are damaged."""
+    try:
+        found = json.loads(dest.get(DIGESTS) or b"{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _kept(
+    dest: Store, blocks: dict[str, Block], known: dict[str, str], progress: Progress
+) -> set[str]:
+    """The keys of the chunks that are at `dest` already with the digests that are known of them."""
+    there = sorted({item.key for item in dest.objects()} & blocks.keys() & known.keys())
+
+    def is_right(key: str) -> bool:
+        return chunks.stored_digest(blocks[key].schema, dest.read(key)) == known[key]
+
+    kept = set()
+    progress.begin("checking what is there", len(there), "chunks")
+    for key, right in zip(there, at_a_time(is_right, there), strict=True):
+        progress.advance("checking what is there")
+        if right:
+            kept.add(key)
+    progress.end()
+    return kept
+
+
+def _fetch(
+    origin: Origin,
+    dest: Store,
+    missing: dict[str, Block],
+    noted: dict[str, str],
+    progress: Progress,
+) -> None:
+    """Put the chunks that are missing, and after every `NOTED_AFTER` the digests of those that the
+    run's records do not have."""
+
+    def fetch(key: str) -> tuple[str, str]:
+        values = _values(origin, missing[key])
+        dest.put(key, _encode(missing[key].schema, values).data)
+        return key, chunks.digest(values)
+
+    progress.begin("pulling", sum(_cost(origin, block) for block in missing.values()), "B")
+    for number, (key, digest) in enumerate(at_a_time(fetch, missing), 1):
+        progress.advance("pulling", _cost(origin, missing[key]))
+        if missing[key].digest is None:
+            noted[key] = digest
+        if noted and (number % NOTED_AFTER == 0 or number == len(missing)):
+            dest.put(DIGESTS, json.dumps(noted, indent=0).encode())
+    progress.end()
 
 
 def _excerpt(schema: ArraySchema, labels: dict[str, Numbers]) -> ArraySchema:
@@ -74,7 +131,7 @@ def _axis(name: str, numbers: Numbers) -> ArraySchema:
 
 
 def _blocks(
-    stored: ArraySchema, excerpt: ArraySchema, labels: dict[str, Numbers]
+    origin: Origin, stored: ArraySchema, excerpt: ArraySchema, labels: dict[str, Numbers]
 ) -> Iterator[tuple[str, Block]]:
     along = [
         [labels[dimension][begin : begin + size] for begin in range(0, count, size)]
@@ -84,7 +141,10 @@ def _blocks(
     ]
     for parts in itertools.product(*map(enumerate, along)):
         index, wanted = zip(*parts, strict=True)
-        yield excerpt.key(index), Block(excerpt, list(pieces(stored, wanted)))
+        found = list(pieces(stored, wanted))
+        whole = excerpt.chunks == stored.chunks and found[0].is_whole(stored.chunks)
+        digest = origin.run.chunks[found[0].key].digest if whole else None
+        yield excerpt.key(index), Block(excerpt, found, digest)
 
 
 def _cost(origin: Origin, block: Block) -> int:
@@ -92,16 +152,13 @@ def _cost(origin: Origin, block: Block) -> int:
     return sum(origin.run.chunks[piece.key].size for piece in block.pieces)
 
 
-def _whole(dest: Store, key: str, block: Block) -> bool:
-    return chunks.stored_digest(block.schema, dest.read(key)) is not None
-
-
-def _encoded(origin: Origin, block: Block) -> Any:
+def _values(origin: Origin, block: Block) -> npt.NDArray[Any]:
+    """The values of a chunk of the group, the fill value where its array has ended."""
     shape = block.schema.chunks
     values = np.full(shape, FILL_VALUES[np.dtype(block.schema.dtype).kind], block.schema.dtype)
     for piece in block.pieces:
         values[piece.target] = piece.cut(origin.values(piece.key))
-    return _encode(block.schema, values)
+    return values
 
 
 def _encode(schema: ArraySchema, values: Any) -> Any:

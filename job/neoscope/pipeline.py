@@ -30,6 +30,7 @@ from neoscope.commit import schemas_of
 from neoscope.errors import CheckError, InputError
 from neoscope.hooks import stream
 from neoscope.model import pick_device
+from neoscope.place import put_claim
 from neoscope.prepare import Prepared, prepare, vocabulary
 from neoscope.progress import Progress
 from neoscope.records import StoredBatch
@@ -216,7 +217,7 @@ def _claim(
         "arrays": {name: schema.to_json() for name, schema in schemas.items()},
         "environment": environment,
     }
-    return records.put_claim(store, spec, body)
+    return put_claim(store, spec, body)
 
 
 def _warn_of_libraries(

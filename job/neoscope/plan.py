@@ -225,8 +225,10 @@ def _requests(spec: RunSpec, shape: Shape, schemas: dict[str, ArraySchema]) -> R
         + layers * spec.total_batches
         + (1 + kept) * records
         + kept * workers,
-        # records, before and after each share of the work; at the end chunks and statistics
-        lists=(2 * workers - 1) * math.ceil(records / PAGE)
+        # the place, which is looked at before the model is loaded and as it is claimed; records, before
+        # and after each share of the work; at the end chunks and statistics
+        lists=2
+        + (2 * workers - 1) * math.ceil(records / PAGE)
         + math.ceil(chunks / PAGE)
         + kept * math.ceil(workers / PAGE),
         # statistics that the next record's have superseded

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 
+from neoscope.errors import UsageError
 from neoscope.plan import Part, Plan
 
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """What a machine does in a second, and what things cost in one currency; None where not given."""
+    """What a machine does in a second, and what things cost in one currency; None where not given.
+
+    Raises UsageError for a rate that says nothing without others.
+    """
 
     tflops: float | None = None
     mb_per_second: float | None = None
@@ -20,6 +24,20 @@ class Rates:
     per_gb_month: float | None = None
     per_1000_puts: float | None = None
     per_1000_gets: float | None = None
+
+    def __post_init__(self) -> None:
+        time = {"--tflops": self.tflops, "--mb-per-second": self.mb_per_second}
+        missing = [option for option, value in time.items() if value is None]
+        given = [
+            f"{option} {value:g}"
+            for option, value in {**time, "--per-hour": self.per_hour}.items()
+            if value is not None
+        ]
+        if given and missing:
+            also = " and ".join(missing)
+            raise UsageError(
+                f"{' and '.join(given)} gives no time and no price without {also}: give {also} too"
+            )
 
 
 def lines(found: Plan, rates: Rates) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from neoscope.commit import MANIFEST
 from neoscope.errors import CheckError, ConflictError, UsageError
 from neoscope.origin import Origin, open_origin
+from neoscope.place import check_place, take_place
 from neoscope.progress import Progress
 from neoscope.recorded import REPORT, Find
 from neoscope.records import CLAIM, RECORDS
@@ -58,7 +59,7 @@ def pull(
         from neoscope.excerpt import pull_group as pull_part
     if form == "safetensors" and not dest.is_local:
         raise UsageError(f"--to safetensors writes to a local folder, not to {dest.url}")
-    take_place(dest, SELECTION, body)
+    claim_place(dest, SELECTION, body)
     pull_part(origin, dest, selection, said, progress)
     return f"{dest.url} holds what was selected of {source.url}, every byte of it as recorded"
 
@@ -77,7 +78,7 @@ def pull_run(origin: Origin, dest: Store, progress: Progress) -> str:
 
     It is of what the run's documents name, and of the report: what else lies there stays behind.
     """
-    take_place(dest, CLAIM, origin.read(CLAIM))
+    claim_place(dest, CLAIM, bytes(origin.read(CLAIM)))
     there, run = {item.key: item.size for item in origin.store.objects()}, origin.run
     named = {*run.documents, *run.digests, *run.chunks}
     for key in sorted(named - run.superseded - there.keys()):
@@ -122,22 +123,17 @@ def at_a_time(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
         yield from pool.map(work, items)
 
 
-def take_place(dest: Store, key: str, body: bytes | memoryview) -> None:
+def claim_place(dest: Store, key: str, body: bytes) -> None:
     """Put `body` first of all at a place. ConflictError where there is something else already."""
-    there = dest.get(key)
-    if there is None and (others := dest.objects()):
-        raise ConflictError(
-            f"{dest.url} holds {len(others)} other objects, {min(o.key for o in others)} among them: "
-            "give an empty place"
-        )
-    if there is None:
-        dest.put(key, body)
-    elif there != bytes(body):
-        fields = differing_fields(json.loads(bytes(body)), json.loads(there))
-        raise ConflictError(
-            f"{dest.url} holds something else already: {'; '.join(fields)[:500]}; "
-            "give an empty place"
-        )
+    check_place(dest, key)
+    there = take_place(dest, key, body)
+    if there == body:
+        return
+    try:
+        found = "; ".join(differing_fields(json.loads(body), json.loads(there)))[:500]
+    except ValueError:
+        found = f"{key} is damaged"
+    raise ConflictError(f"{dest.url} holds something else already: {found}; give an empty place")
 
 
 def _sound(origin: Origin, dest: Store, progress: Progress) -> set[str]:

@@ -15,7 +15,7 @@ from typing import Any
 from neoscope import lengths, sealed
 from neoscope.batch import Batch
 from neoscope.chunks import StoredChunk
-from neoscope.errors import CheckError, ConflictError, UnavailableError
+from neoscope.errors import CheckError, ConflictError
 from neoscope.spec import RunSpec, differing_fields
 from neoscope.storage import Body, Store
 
@@ -73,30 +73,6 @@ def read_claim(store: Store, spec: RunSpec | None = None) -> dict[str, Any] | No
             + f"; give another output, or first: neoscope delete {store.url}"
         )
     return claim
-
-
-def put_claim(store: Store, spec: RunSpec, resolved: dict[str, Any]) -> dict[str, Any]:
-    """Claim the place for a spec, or adopt the claim that another worker of the same spec put first.
-
-    The claim is put a second time, which the store must refuse: the commit depends on that.
-    """
-    body = sealed.dump("run", {"fingerprint": spec.fingerprint, "spec": spec.to_json(), **resolved})
-    try:
-        store.create(CLAIM, body)
-    except FileExistsError:
-        claim = read_claim(store, spec)
-        if claim is None:
-            raise UnavailableError(f"{store.url}/{CLAIM} vanished while it was read") from None
-        return claim
-    try:
-        store.create(CLAIM, body)
-    except FileExistsError:
-        return sealed.load("run", body, CLAIM)
-    store.delete([CLAIM])
-    raise ConflictError(
-        f"the storage of {store.url} puts over an object in spite of `If-None-Match: *`: neoscope "
-        "needs conditional puts to keep two workers apart; give storage that honours them"
-    )
 
 
 def check_resolved(store: Store, claim: dict[str, Any], resolved: dict[str, Any]) -> None:

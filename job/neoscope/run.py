@@ -12,8 +12,9 @@ from typing import Any
 
 from neoscope.commit import commit, read_manifest
 from neoscope.errors import UsageError
+from neoscope.place import check_place
 from neoscope.progress import Progress
-from neoscope.records import read_claim
+from neoscope.records import CLAIM, read_claim
 from neoscope.spec import RunSpec, make_spec
 from neoscope.storage import open_store
 from neoscope.stored_statistics import clear_superseded, last_state
@@ -49,6 +50,8 @@ def run(
         store.clear_temporary_files()
         clear_superseded(store, claim["spec"])
         return store.url, manifest
+    if claim is None:
+        check_place(store, CLAIM)  # once more as it is claimed, but the model is loaded in between
     last, cells = last_state(store, claim, share) if claim else (None, None)
     if last:
         progress.say(f"going on after batch {last['batches']} of {spec.batches}")

@@ -56,6 +56,13 @@ class Piece:
     source: tuple[slice | Numbers, ...]
     target: tuple[slice, ...]
 
+    def is_whole(self, chunk: tuple[int, ...]) -> bool:
+        """Whether all of a chunk of this shape is wanted."""
+        return all(
+            isinstance(part, slice) and part.stop - part.start == size
+            for part, size in zip(self.source, chunk, strict=True)
+        )
+
     def cut(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The part of the chunk's values; a view where the numbers follow each other."""
         for axis, part in enumerate(self.source):

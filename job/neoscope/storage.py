@@ -15,8 +15,8 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -136,11 +136,46 @@ class Store:
             # S3 lists by key: a listing that broke off goes on where it was.
             last = max((item.key for item in found), default=None)
             for page in obstore.list(self.backend, prefix or None, offset=last):
-                found.extend(Listed(item["path"], item["size"], item["e_tag"]) for item in page)
+                # A prefix that a console made as a folder is an object without a name.
+                found.extend(
+                    Listed(item["path"], item["size"], item["e_tag"])
+                    for item in page
+                    if item["path"]
+                )
 
         with contextlib.suppress(FileNotFoundError):  # a local folder that does not exist yet
             self._do("s3:ListBucket", prefix, rest)
         return found
+
+    def first(self, wanted: Callable[[str], bool]) -> str | None:
+        """The key of an object that is `wanted`, None where there is none. A listing is not read
+        further than to that. Of a local folder also `name#1`, which no listing shows."""
+
+        def look() -> str | None:
+            keys = (item["path"] for page in obstore.list(self.backend) for item in page)
+            each = itertools.chain(keys, self._temporary_files())
+            return next((key for key in each if key and wanted(key)), None)
+
+        try:
+            return self._do("s3:ListBucket", "", look)
+        except FileNotFoundError:  # a local folder that does not exist yet
+            return None
+
+    def parents(self) -> Iterator[Store]:
+        """The places that this one lies in, the nearest first; not a bucket itself."""
+        if isinstance(self.backend, LocalStore):
+            for folder in Path(self.url).resolve().parents:
+                yield Store(str(folder), LocalStore(str(folder)))
+            return
+        for prefix in PurePosixPath(self.backend.prefix or "").parents[:-1]:
+            backend = S3Store(
+                prefix=str(prefix),
+                config=self.backend.config,
+                client_options=self.backend.client_options,
+                retry_config=self.backend.retry_config,
+                credential_provider=self.backend.credential_provider,
+            )
+            yield Store(f"{self.url.removesuffix(self.backend.prefix or '')}{prefix}", backend)
 
     def delete(self, keys: list[str]) -> None:
         """Delete objects; one that is not there is no error."""
@@ -155,10 +190,14 @@ class Store:
 
     def clear_temporary_files(self) -> None:
         """Remove what a killed put left in a local folder: `name#1`, which no listing shows."""
-        if self.is_local:
-            for path in Path(self.url).rglob("*#*"):
-                if TEMPORARY.search(path.name):
-                    path.unlink(missing_ok=True)
+        for key in self._temporary_files():
+            (Path(self.url) / key).unlink(missing_ok=True)
+
+    def _temporary_files(self) -> Iterator[str]:
+        root = Path(self.url)
+        for path in root.rglob("*#*") if self.is_local else ():
+            if TEMPORARY.search(path.name):
+                yield path.relative_to(root).as_posix()
 
     def _do(self, permission: str, key: str, operation: Callable[[], T]) -> T:
         """Run one operation; repeat it where the connection broke or it timed out; turn faults into

@@ -1,7 +1,8 @@
 """Every stored byte of a run, held against what claim, records and manifest say of it.
 
-In: a store. Out: finds, each naming an object, what is wrong with it, and what to do. Nothing but the
-report's bytes is left out. It does not compute the model; see `recompute`.
+In: a store. Out: finds, each naming an object, what is wrong with it, and what to do; and what lies there
+that is not the run's, which is no damage. Nothing but the report's bytes is left out. It does not compute
+the model; see `recompute`.
 
 A checksum alone does not find a stale chunk or two chunks that changed places: every chunk is held
 against the digest in the record of its batch. Zarr metadata and manifest are made again from claim
@@ -10,42 +11,63 @@ and records, and must be the same.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from neoscope import lengths, records, stored_statistics
 from neoscope.commit import MANIFEST, manifest_content
-from neoscope.errors import CheckError, InputError
+from neoscope.delete import FOLDERS
+from neoscope.errors import CheckError, InputError, UsageError
+from neoscope.place import left_by_system
 from neoscope.progress import Progress
 from neoscope.recorded import REPORT, Expected, Find, Recorded, held_against, read_recorded
 from neoscope.storage import Store
+from neoscope.text import describe_file
 
 READERS = 8  # chunks in memory at a time
+TOLD = 5  # names in a line
 NO_STATISTICS: dict[str, dict[str, Any]] = {"arrays": {}, "objects": {}}
 
 
-def verify(store: Store, progress: Progress) -> list[Find]:
+@dataclasses.dataclass(frozen=True)
+class Verified:
+    """What came of a check: what is wrong; how many `objects` of how many bytes were read; and by key the
+    objects that are not the run's, `others` and what systems leave."""
+
+    finds: list[Find]
+    objects: int = 0
+    size: int = 0
+    others: list[str] = dataclasses.field(default_factory=list)
+    system: list[str] = dataclasses.field(default_factory=list)
+
+
+def verify(store: Store, progress: Progress) -> Verified:
     """Check every object of a committed run. Raises InputError where there is no run."""
-    there = {item.key for item in store.objects()}
+    there = {item.key: item.size for item in store.objects()}
     if records.CLAIM not in there and MANIFEST not in there:
         raise InputError(f"there is no run at {store.url}")
     if MANIFEST not in there:
-        return [
-            Find(MANIFEST, "is missing: the run is not committed", "run the same command again")
-        ]
+        missing = "is missing: the run is not committed"
+        return Verified([Find(MANIFEST, missing, "run the same command again")])
     try:
         run = read_recorded(store)
     except CheckError as error:
-        return [Find(store.url, str(error))]
+        return Verified([Find(store.url, str(error))])
     if run.strangers:
-        return run.strangers
+        return Verified(run.strangers)
     finds = list(_documents(store, run))
-    for key in sorted(there - {REPORT, *run.documents, *run.digests, *run.chunks}):
-        finds.append(Find(key, "does not belong to the run", "delete it, if nobody needs it"))
+    own = there.keys() & {*run.documents, *run.digests, *run.chunks}
+    system = {key for key in there if left_by_system(key)}
+    foreign = there.keys() - own - system - {REPORT}
+    among = {key for key in foreign if key.startswith(tuple(f"{name}/" for name in FOLDERS))}
+    for key in sorted(among):
+        finds.append(Find(key, "does not belong to the run", "delete it"))
     statistics = run.manifest.get("statistics", NO_STATISTICS)["objects"]
     for key in sorted(run.digests.keys() - statistics.keys()):
         if key in there or key not in run.superseded:
@@ -53,7 +75,69 @@ def verify(store: Store, progress: Progress) -> list[Find]:
     finds += _each_chunk(store, run, there, progress)
     if not finds:
         finds += _tokens(store, run)
-    return finds
+    size = sum(there[key] for key in own)
+    return Verified(finds, len(own), size, sorted(foreign - among), sorted(system))
+
+
+def told(checked: Verified) -> list[str]:
+    """What lies in a run's place and is no damage, in words: a line for each kind that there is."""
+    kinds = (("not the run's", checked.others), ("left there by a system", checked.system))
+    return [
+        f"{len(keys)} objects are {what} and stay: {', '.join(keys[:TOLD])}"
+        + (", ..." if len(keys) > TOLD else "")
+        for what, keys in kinds
+        if keys
+    ]
+
+
+def check_request(
+    store: Store, *, recompute: int | None, text: bool, text_paths: list[Path]
+) -> None:
+    """Refuse what cannot be checked of this run, before all of it is read.
+
+    Raises UsageError for options that do not fit the run, InputError for text files that are not its own.
+    """
+    if text_paths and not text:
+        raise UsageError("--text-file goes with --text: add it")
+    try:
+        claim = records.read_claim(store)
+    except CheckError:
+        return  # which `verify` tells, with all else
+    if claim is None:
+        return
+    spec = claim["spec"]
+    if recompute and not spec["arrays"]:
+        raise UsageError(f"--recompute {recompute}: the run has no activations (--no-arrays)")
+    sequences = spec["sequences"] * spec["batches"] * spec["partitions"]
+    if recompute and recompute > sequences:
+        raise UsageError(
+            f"--recompute {recompute}: the run has {sequences} sequences: give {sequences} or fewer"
+        )
+    if text:
+        _check_text_files(claim["text"], text_paths)
+
+
+def _check_text_files(described: dict[str, Any], paths: list[Path]) -> None:
+    """Whether files are those that a run was made of, in their order."""
+    if described["source"] != "files":
+        if paths:
+            raise UsageError("--text-file: the run was not made of local files: leave it out")
+        return
+    recorded = described["files"]
+    if len(paths) != len(recorded):
+        names = ", ".join(file["name"] for file in recorded)
+        raise UsageError(
+            f"--text: the run was made of {len(recorded)} local files ({names}), and {len(paths)} are "
+            "given: give each with --text-file, in this order"
+        )
+    found = [describe_file(path) for path in paths]
+    differ = [
+        f"{path} is not the run's {file['name']} (digest {mine.digest}, recorded {file['digest']})"
+        for path, mine, file in zip(paths, found, recorded, strict=True)
+        if mine.digest != file["digest"]
+    ]
+    if differ:
+        raise InputError(f"{'; '.join(differ)}: give the run's own files in their order")
 
 
 def _documents(store: Store, run: Recorded) -> Iterator[Find]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from measure import machine
 
-from neoscope import lengths, records
+from neoscope import lengths, place, records
 from neoscope.arrays import TOKEN_IDS, TOKEN_LENGTH, array_schemas
 from neoscope.batch import Batch, Span
 from neoscope.cells import BINS, Cells
@@ -54,7 +54,7 @@ def make(store: Store, partitions: int, batches: int) -> dict[str, object]:
         sequences=1, positions=CELLS,
     )  # fmt: skip
     schemas = array_schemas(spec, layers=range(LAYERS), neurons=NEURONS)
-    claim = records.put_claim(
+    claim = place.put_claim(
         store,
         spec,
         {

@@ -45,7 +45,7 @@ def place(two_batches: Objects, tmp_path: Path) -> str:
 
 def found(place: str) -> list[str]:
     """What verify finds, a line each."""
-    return [str(find) for find in verify(open_store(place), Progress(quiet=True))]
+    return [str(find) for find in verify(open_store(place), Progress(quiet=True)).finds]
 
 
 def flipped(body: bytes, chance: random.Random) -> bytes:
@@ -172,7 +172,10 @@ CHANGES: dict[str, tuple[str, Callable[[Objects], Objects]]] = {
         f"{LAYER}/c/9/0/0",
         lambda run: {f"{LAYER}/c/9/0/0": run[CHUNK]},
     ),
-    "an object more elsewhere": ("notes.txt", lambda run: {"notes.txt": b"x"}),
+    "an object more among the records": (
+        "records/notes.txt",
+        lambda run: {"records/notes.txt": b"x"},
+    ),
     "a record more": (
         RECORD.replace("1.", "3."),
         lambda run: {RECORD.replace("1.", "3."): run[RECORD]},
