@@ -88,7 +88,7 @@ TEXTS = [
     Bad(f"{TEXT} --text {{folder}}/gone.jsonl", 3, "gone.jsonl: No such file"),
     Bad(f"{TEXT} --text {{directory}}", 3, "directory.jsonl: Is a directory"),
     Bad(f"{TEXT} --text {{empty}}", 3, "empty.jsonl is empty"),
-    Bad(f"{TEXT} --text {{blank}}", 3, "too few tokens: it ended 0 tokens into"),
+    Bad(f"{TEXT} --text {{blank}}", 3, "the text has too few tokens, 0 for a batch of 64"),
     Bad(f"{TEXT} --text {{short}}", 3, "too few tokens"),
     Bad(f"{TEXT} --text {{broken}}", 3, "broken.jsonl"),
     Bad(f"{TEXT} --text {{latin}}", 3, "utf-8"),
@@ -101,8 +101,14 @@ TEXTS = [
     Bad(f"{TEXT} --text {{number}}", 3, "document 0 of number.jsonl has a int, '5'"),
     Bad(f"{TEXT} --text {{good}} --text-column body", 3, "no column 'body'"),
     Bad(f"{TEXT} --text {{good}} --text {{null}} --batches 99", 3, "good.jsonl, null.jsonl"),
-    Bad(f"{TEXT} --text {{good}} --partitions 2", 3, "1 parts"),
-    Bad(f"run {{place}} {MODEL} --dataset sample --sequences 999 --positions 64", 3, "too few"),
+    Bad(
+        f"{TEXT} --text {{good}} --partitions 2",
+        3,
+        "good.jsonl is one file; for 2 partitions split",
+    ),
+    Bad(f"{TEXT} --text {{parquet}} --partitions 2", 3, "has 1 part that can be read apart"),
+    Bad(f"{RUN} --partitions 2", 3, "the sample is one file; for 2 partitions"),
+    Bad(f"run {{place}} {MODEL} --dataset sample --sequences 9999 --positions 64", 3, "too few"),
     Bad(f"run {{place}} {MODEL} --positions 8 --dataset {{folder}}/gone", 3, "gone"),
 ]
 

@@ -46,7 +46,7 @@ def pack(
     """Every whole batch of the texts, from the start or after a batch."""
     stream = Listed(texts, after["stream"] if after else None)
     found = []
-    with pytest.raises(InputError, match="too few tokens"):
+    with pytest.raises(InputError, match="too few tokens|fills"):
         for batch in batches(
             stream,
             letters,
@@ -159,5 +159,19 @@ def test_no_document_is_read_beyond_the_one_that_completes_the_batch() -> None:
 
 
 def test_too_little_text_says_how_far_it_came() -> None:
-    with pytest.raises(InputError, match="ended 5 tokens into a batch of 8.*--sequences"):
+    with pytest.raises(InputError, match="too few tokens, 5 for a batch of 8.*--sequences"):
         next(batches(Listed(["abc", "de"]), letters, sequences=2, positions=4))
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [(0, "1 batch of 4 tokens: use --batches 1"), (1, "2 batches of 4 tokens: use --batches 2")],
+)
+def test_text_that_ends_says_how_many_batches_it_fills(before: int, said: str) -> None:
+    """Those before a place are of the same text."""
+    found = batches(
+        Listed(["abc", "de"]), letters, sequences=2, positions=2, first=before, source="the share"
+    )
+    next(found)
+    with pytest.raises(InputError, match=f"the share fills {said}$"):
+        next(found)

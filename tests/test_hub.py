@@ -458,6 +458,10 @@ def ended(
         "pickled": ["--model", "acme/pickled", "--dataset", "sample"],
         "model revision": ["--model", "acme/tiny", "--model-revision", "v9", "--dataset", "sample"],
         "streamed": [*local, "--dataset", "acme/web-public"],
+        "too short": [*local, "--dataset", "acme/web-public", "--batches", 99],
+        "too short, no arrays": [
+            *(*local, "--dataset", "acme/web-public", "--batches", 99, "--no-arrays"),
+        ],
         "no such folder": ["--model", "./nowhere", "--dataset", "sample"],
         "revision of a folder": [*local, "--model-revision", "v9", "--dataset", "sample"],
         "down": ["--model", "acme/down", "--dataset", "sample"],
@@ -504,6 +508,28 @@ def test_what_no_retry_cures_is_an_error_of_the_input(
     assert ended[case].code == 3, ended[case].err
     assert words in error_line(ended[case])
     assert not (places / case / "run.json").exists(), "the place is claimed by what cannot be run"
+
+
+def test_of_a_data_set_that_ends_what_is_whole_is_recorded(
+    ended: dict[str, Finished], places: Path
+) -> None:
+    place = places / "too short"
+    whole = len([*(place / "records").iterdir()])
+    assert whole > 1
+    assert ended["too short"].code == 3
+    assert error_line(ended["too short"]) == (
+        f"the text fills {whole} batches of 192 tokens: use --batches {whole}, and give another "
+        f"output, or first: neoscope delete {place}"
+    )
+
+
+def test_of_a_data_set_that_ends_inside_a_record_nothing_of_it_is_computed(
+    ended: dict[str, Finished], places: Path
+) -> None:
+    whole = len([*(places / "too short" / "records").iterdir()])
+    said = error_line(ended["too short, no arrays"])
+    assert said == f"the text fills {whole} batches of 192 tokens: use --batches {whole}"
+    assert not [*(places / "too short, no arrays").rglob("*.json")]
 
 
 def test_a_revision_of_the_model_that_is_not_there(ended: dict[str, Finished]) -> None:

@@ -12,6 +12,9 @@ called its activation where such models are studied (nnsight's `mlp.down_proj.in
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import re
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 from neoscope.errors import InputError, UsageError
@@ -74,6 +77,28 @@ def hook_point(model_type: str, module: str | None, side: Side | None) -> HookPo
             f"{', '.join(ARCHITECTURES)})"
         )
     return ARCHITECTURES[model_type]
+
+
+def numbers_of(
+    modules: Collection[str], point: HookPoint, layers: Sequence[int] | None = None
+) -> list[int]:
+    """The numbers of the layers that have the hook point, ascending, of a decoder's module names.
+
+    `layers` chooses among them. Raises InputError where no module matches, or a layer is not there.
+    """
+    pattern = re.compile(re.escape(point.module).replace(r"\*", r"(0|[1-9]\d*)"))
+    found = sorted(int(match[1]) for name in modules if (match := pattern.fullmatch(name)))
+    if not found:
+        patterns = sorted({re.sub(r"\.\d+\.", ".*.", name, count=1) for name in modules})
+        near = difflib.get_close_matches(point.module, patterns, n=4, cutoff=0)
+        raise InputError(f"no module is called {point.module}; near are {', '.join(near)}")
+    missing = sorted(set(layers or ()).difference(found))
+    if missing:
+        raise InputError(
+            f"--layers: {point.module} has no layer {', '.join(map(str, missing))}; it has "
+            f"{found[0]} to {found[-1]}"
+        )
+    return [number for number in found if layers is None or number in layers]
 
 
 def check_pattern(module: str) -> None:

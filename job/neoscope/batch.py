@@ -22,6 +22,10 @@ import numpy.typing as npt
 from neoscope.errors import InputError
 
 
+class TooLittleText(InputError):
+    """The text does not fill the batches that were asked for."""
+
+
 class DocumentStream(Protocol):
     """Documents in order, with a place that can be written down and gone back to."""
 
@@ -63,13 +67,16 @@ def batches(
     separator: int | None = None,
     bos: int | None = None,
     offset: int = 0,
+    first: int = 0,
+    source: str = "the text",
 ) -> Iterator[Batch]:
     """Batches of `sequences x positions` tokens until the stream ends; a last incomplete one is an error.
 
-    `stream` stands at the first document, of which `offset` tokens are already used.
-    `Batch.position` is `{"stream": place, "offset": tokens}` for the batch after it.
-    Raises InputError when the text ends inside a batch, so that a caller who needs no further batch
-    must not ask for one.
+    `stream` stands at the first document, of which `offset` tokens are already used, by `first`
+    batches; `source` is what the stream is called. `Batch.position` is
+    `{"stream": place, "offset": tokens}` for the batch after it.
+    Raises TooLittleText when the text ends inside a batch, so that a caller who needs no further
+    batch must not ask for one.
     """
     size = sequences * (positions if bos is None else positions - 1)
     skip, have = offset, 0
@@ -79,10 +86,7 @@ def batches(
         before = stream.position()
         document = stream.next()
         if document is None:
-            raise InputError(
-                f"the text has too few tokens: it ended {have:,} tokens into a batch of {size:,}; "
-                "give more text, or lower --sequences, --positions or --batches"
-            )
+            raise _too_little(source, first, have, size)
         name, text = document
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if separator is not None:
@@ -105,9 +109,20 @@ def batches(
                     "offset": 0 if whole else used,
                 },
             )
-            parts, spans, have = [], [], 0
+            parts, spans, have, first = [], [], 0, first + 1
             if whole:
                 break
+
+
+def _too_little(source: str, whole: int, have: int, size: int) -> TooLittleText:
+    """Text that ended `have` tokens after `whole` batches of `size` tokens."""
+    if whole:
+        number = "1 batch" if whole == 1 else f"{whole:,} batches"
+        return TooLittleText(f"{source} fills {number} of {size:,} tokens: use --batches {whole}")
+    return TooLittleText(
+        f"{source} has too few tokens, {have:,} for a batch of {size:,}: give more text, or lower "
+        "--sequences or --positions"
+    )
 
 
 def _sequences(

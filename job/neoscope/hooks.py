@@ -14,8 +14,6 @@ in the batch. What a consumer raises ends the pass.
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from neoscope import gpt_neo
-from neoscope.architectures import ARCHITECTURES, HookPoint, Side, hook_point
+from neoscope.architectures import ARCHITECTURES, HookPoint, Side, hook_point, numbers_of
 from neoscope.arrays import LAYER
 from neoscope.errors import InputError
 
@@ -136,20 +134,7 @@ def layer_numbers(
     model: PreTrainedModel, point: HookPoint, layers: Sequence[int] | None = None
 ) -> list[int]:
     """The numbers of the layers, ascending; see `hook_points`."""
-    pattern = re.compile(re.escape(point.module).replace(r"\*", r"(0|[1-9]\d*)"))
-    named = _named_modules(model)
-    found = sorted(int(match[1]) for name in named if (match := pattern.fullmatch(name)))
-    if not found:
-        patterns = sorted({re.sub(r"\.\d+\.", ".*.", name, count=1) for name in named})
-        near = difflib.get_close_matches(point.module, patterns, n=4, cutoff=0)
-        raise InputError(f"no module is called {point.module}; near are {', '.join(near)}")
-    missing = sorted(set(layers or ()).difference(found))
-    if missing:
-        raise InputError(
-            f"--layers: {point.module} has no layer {', '.join(map(str, missing))}; it has "
-            f"{found[0]} to {found[-1]}"
-        )
-    return [number for number in found if layers is None or number in layers]
+    return numbers_of(_named_modules(model), point, layers)
 
 
 def neuron_counts(

@@ -8,10 +8,11 @@ so it is asked once, with a short timeout, before they are used. It does not kno
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import errno
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -39,9 +40,10 @@ class Place:
         return self.commit is None or self.trouble is not None
 
 
-def find(what: str, name: str, revision: str | None) -> Place:
+def find(what: str, name: str, revision: str | None, *, known: Iterable[str] = ()) -> Place:
     """Where the model or tokenizer `name` is read from; `what` is what the user calls it.
 
+    Where it is not found, the one of the `known` names that is nearest is asked for, if any is near.
     A revision is resolved once, so that every file is of one commit: by the Hub, or from its cache
     where the Hub does not answer. Raises InputError where the Hub says that there is no such thing.
     """
@@ -51,7 +53,32 @@ def find(what: str, name: str, revision: str | None) -> Place:
         return Place()
     if _is_path(name):
         raise InputError(f"{what} is no folder here: give one that exists, or a name on the Hub")
-    return _find(what, name, revision, "model", FOLDER)
+    return _find(what, name, revision, "model", FOLDER, _did_you_mean(name, known))
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question for the end of a sentence; empty where no known name is near, or it is this one."""
+    names = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.8)
+    return f"; did you mean {names[near[0]]}?" if near and near != [name.lower()] else ""
+
+
+def cached_config(what: str, name: str, place: Place) -> Path | None:
+    """The config.json of a model on the Hub, in its cache; None where it has none."""
+    from huggingface_hub import errors, hf_hub_download
+
+    with speaking(what, place.trouble):
+        try:
+            return Path(
+                hf_hub_download(
+                    name,
+                    "config.json",
+                    revision=place.commit,
+                    local_files_only=place.offline,
+                )
+            )
+        except errors.EntryNotFoundError:
+            return None
 
 
 def find_dataset(what: str, name: str, revision: str | None, *, instead: str) -> str:
@@ -66,7 +93,12 @@ def find_dataset(what: str, name: str, revision: str | None, *, instead: str) ->
 
 
 def _find(
-    what: str, name: str, revision: str | None, kind: Literal["model", "dataset"], instead: str
+    what: str,
+    name: str,
+    revision: str | None,
+    kind: Literal["model", "dataset"],
+    instead: str,
+    question: str = "",
 ) -> Place:
     import httpx2
     from huggingface_hub import HfApi, constants, errors
@@ -85,14 +117,16 @@ def _find(
         trouble = "HF_HUB_OFFLINE is set"
     except (OSError, ValueError, httpx2.HTTPError, errors.RevisionResolutionError) as error:
         if not _may_pass(error):
-            raise _translated(what, error, None, instead) from None
+            translated = _translated(what, error, None, instead)
+            absent = isinstance(error, errors.RepositoryNotFoundError)
+            raise type(translated)(f"{translated}{question if absent else ''}") from None
         status = _status(error)
         now = f"answers {status}" if status else f"does not answer ({_first_line(error)})"
         trouble = f"the Hub at {constants.ENDPOINT} {now}"
     try:
         found = api.resolve_revision(name, repo_type=kind, revision=revision, local_files_only=True)
     except errors.RevisionResolutionError:
-        raise UnavailableError(_not_here(trouble, what, instead)) from None
+        raise UnavailableError(_not_here(trouble, what, instead) + question) from None
     return Place(found.resolved, trouble)
 
 

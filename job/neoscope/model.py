@@ -27,10 +27,12 @@ from transformers import (
 from transformers.utils import logging
 
 from neoscope import hub, memory
+from neoscope.device import no_gpu
 from neoscope.errors import InputError, NeoscopeError
 from neoscope.lengths import special_ids, vocabulary_strings
-from neoscope.random_weights import PUBLISHED_SHAPES, published_config, random_model
-from neoscope.spec import GPT_NEO_125M, full_name
+from neoscope.random_weights import published_config, random_model
+from neoscope.shapes import PUBLISHED_SHAPES
+from neoscope.spec import GPT_NEO_125M, KNOWN_NAMES, full_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +88,7 @@ def load_model(
 def pick_device(device: str) -> torch.device:
     """`auto` is the GPU where there is one; asking for one that is not there is an error."""
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch finds no GPU here; use --device cpu or auto")
+        raise no_gpu()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(device)
@@ -99,7 +101,7 @@ def find_model(name: str, *, revision: str | None, weights: str) -> FoundModel:
     name = full_name(name)
     if weights == "random" and name in PUBLISHED_SHAPES:
         return FoundModel(name, published_config(name), hub.Place(), random=True)
-    place = hub.find(f"the model {name}", name, revision)
+    place = hub.find(f"the model {name}", name, revision, known=KNOWN_NAMES)
     config = _load_config(name, place)
     if weights == "random" and config.model_type != "gpt_neo":
         raise InputError(

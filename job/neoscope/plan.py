@@ -25,8 +25,9 @@ from neoscope.errors import InputError
 from neoscope.gpt_neo import CPU_SEQUENCES
 from neoscope.hooks import hook_points, layer_numbers
 from neoscope.model import find_model
-from neoscope.random_weights import PUBLISHED_SHAPES, published_config
+from neoscope.random_weights import published_config
 from neoscope.records import record_counts
+from neoscope.shapes import PUBLISHED_SHAPES
 from neoscope.spec import RunSpec
 from neoscope.stored_statistics import DIMENSIONS
 from neoscope.writer import RING

@@ -26,7 +26,14 @@ from neoscope.errors import InputError
 from neoscope.hooks import layer_numbers, neuron_counts, uses_fast_path
 from neoscope.model import LoadedModel, LoadedTokenizer, find_model, load, load_tokenizer
 from neoscope.progress import Progress
+from neoscope.records import record_counts
+from neoscope.shapes import check_positions
 from neoscope.spec import SAMPLE, RunSpec
+
+# Of a partition's tokens and documents that are packed before they are needed: 1000 batches of 8192
+# tokens take about so much.
+AHEAD_BYTES = 32 << 20
+SPAN_BYTES = 256  # of one document of a batch, about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +57,8 @@ def prepare(
     device: torch.device,
     progress: Progress,
 ) -> Prepared:
-    """Model and text, side by side; the first batch is packed, so that too little text shows here.
+    """Model and text, side by side. Too little text shows here where it is a file's: all of the
+    partition's batches are then seen to be there.
 
     A claim that is already there says which revisions: they are resolved once for all workers.
     """
@@ -81,7 +89,8 @@ def prepare(
             eager=spec.forward == "reference",
         )
         described = claim["text"] if claim and spec.dataset != SAMPLE else text.resolve(spec)
-        packed = _batches(spec, described, text_paths, partition, last, tokenizer)
+        share = _Share(spec, described, text_paths, partition, tokenizer)
+        packed = _by_record(spec, _seen(share, last, progress), last["batches"] if last else 0)
         first = next(packed)
         loaded = model.result()
     return Prepared(
@@ -94,33 +103,75 @@ def prepare(
     )
 
 
-def _batches(
-    spec: RunSpec,
-    described: dict[str, Any],
-    text_paths: list[Path],
-    partition: int,
-    last: dict[str, Any] | None,
-    tokenizer: LoadedTokenizer,
-) -> Iterator[Batch]:
-    """The partition's batches from where its last record stands."""
-    position: dict[str, Any] = last["position"] if last else {"stream": None, "offset": 0}
-    separator, bos = added_tokens(spec.separator, spec.bos, tokenizer)
-    documents = text.Documents(
-        described,
-        text_paths,
-        partition=partition,
-        partitions=spec.partitions,
-        position=position["stream"],
-    )
-    return batches(
-        documents,
-        tokenizer.tokenizer,
-        sequences=spec.sequences,
-        positions=spec.positions,
-        separator=separator,
-        bos=bos,
-        offset=position["offset"],
-    )
+@dataclasses.dataclass(frozen=True)
+class _Share:
+    """A partition's share of the text, which can be packed from any place."""
+
+    spec: RunSpec
+    described: dict[str, Any]
+    text_paths: list[Path]
+    partition: int
+    tokenizer: LoadedTokenizer
+
+    def batches(self, first: int, position: dict[str, Any] | None) -> Iterator[Batch]:
+        """The batches from number `first` on, at whose beginning `position` stands; None at the start."""
+        spec = self.spec
+        position = position or {"stream": None, "offset": 0}
+        separator, bos = added_tokens(spec.separator, spec.bos, self.tokenizer)
+        documents = text.Documents(
+            self.described,
+            self.text_paths,
+            partition=self.partition,
+            partitions=spec.partitions,
+            position=position["stream"],
+        )
+        whole = spec.partitions == 1
+        return batches(
+            documents,
+            self.tokenizer.tokenizer,
+            sequences=spec.sequences,
+            positions=spec.positions,
+            separator=separator,
+            bos=bos,
+            offset=position["offset"],
+            first=first,
+            source="the text" if whole else f"the text's share of partition {self.partition}",
+        )
+
+
+def _seen(share: _Share, last: dict[str, Any] | None, progress: Progress) -> Iterator[Batch]:
+    """The partition's batches from its last record on, all of them seen to be there in files.
+
+    What has been packed is kept up to AHEAD_BYTES, and so not tokenized twice. Only of more than
+    that the rest is packed once to see that it is there, at the partition's first start.
+    A data set is not looked through: it may be endless, and each of its batches costs the network.
+    """
+    first, position = (last["batches"], last["position"]) if last else (0, None)
+    packed = share.batches(first, position)
+    if share.described["source"] == "dataset":
+        return packed
+    kept: list[Batch] = []
+    missing, held = share.spec.batches - first, 0
+    while missing and held < AHEAD_BYTES:
+        kept.append(next(packed))
+        held += kept[-1].token_ids.nbytes + SPAN_BYTES * len(kept[-1].documents)
+        missing -= 1
+    if missing and not last:
+        progress.begin("counting tokens", missing, "batches")
+        ahead = share.batches(first + len(kept), kept[-1].position)
+        for _ in itertools.islice(ahead, missing):
+            progress.advance("counting tokens")
+        progress.end()
+    return itertools.chain(kept, packed)
+
+
+def _by_record(spec: RunSpec, packed: Iterator[Batch], first: int) -> Iterator[Batch]:
+    """The same batches; those of one record are packed before the first of them is given away, so
+    that text that ends sooner than was asked for leaves nothing computed that no record names."""
+    for count in record_counts(spec.to_json()):
+        if count > first:
+            yield from [next(packed) for _ in range(first, count)]
+            first = count
 
 
 def _describe(
@@ -180,11 +231,7 @@ def _check_fit(spec: RunSpec, config: PreTrainedConfig, tokenizer: LoadedTokeniz
             f"the tokenizer {tokenizer.name} does not fit the model: it has "
             f"{len(tokenizer.strings)} tokens, the model {config.vocab_size}"
         )
-    longest = getattr(config, "max_position_embeddings", spec.positions)
-    if spec.positions > longest:
-        raise InputError(
-            f"--positions {spec.positions} is longer than the model's {longest} positions: lower it"
-        )
+    check_positions(spec.positions, getattr(config, "max_position_embeddings", spec.positions))
 
 
 def added_tokens(

@@ -1,4 +1,4 @@
-"""A GPT-Neo with seeded random weights, the same on every machine, and the three published shapes.
+"""A GPT-Neo with seeded random weights, the same on every machine.
 
 In: a configuration and a seed. Out: transformers' model. It needs no Hub, and knows GPT-Neo's initial
 distribution and no other: architectures differ in theirs.
@@ -13,16 +13,7 @@ import numpy as np
 import torch
 from transformers import GPTNeoConfig, GPTNeoModel, initialization
 
-from neoscope.spec import GPT_NEO_MODELS
-
-# The published config.json of each; what is not named is GPTNeoConfig's default (vocabulary 50257,
-# 2048 positions, window 256, gelu_new).
-SHAPES = (
-    {"hidden_size": 768, "num_layers": 12, "num_heads": 12},
-    {"hidden_size": 2048, "num_layers": 24, "num_heads": 16},
-    {"hidden_size": 2560, "num_layers": 32, "num_heads": 20},
-)
-PUBLISHED_SHAPES = dict(zip(GPT_NEO_MODELS, SHAPES, strict=True))
+from neoscope.shapes import PUBLISHED_SHAPES
 
 
 def published_config(name: str) -> GPTNeoConfig:

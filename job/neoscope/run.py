@@ -10,15 +10,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+from neoscope.batch import TooLittleText
 from neoscope.commit import commit, read_manifest
-from neoscope.errors import UsageError
+from neoscope.device import check_device
+from neoscope.errors import InputError, UsageError
 from neoscope.place import check_place
 from neoscope.progress import Progress
 from neoscope.records import CLAIM, read_claim
+from neoscope.shapes import check_shape
 from neoscope.spec import RunSpec, make_spec
-from neoscope.storage import open_store
+from neoscope.storage import Store, open_store
 from neoscope.stored_statistics import clear_superseded, last_state
-from neoscope.text import describe_file, file_kind
+from neoscope.text import check_shares, describe_file, file_kind
 
 INDEX_VARIABLE = "JOB_COMPLETION_INDEX"  # set by Kubernetes for each pod of an Indexed Job
 
@@ -56,21 +59,35 @@ def run(
     if last:
         progress.say(f"going on after batch {last['batches']} of {spec.batches}")
     if claim is None or last is None or last["batches"] < spec.batches:
+        check_device(device)
+        if claim is None:
+            check_shares(spec)
+            check_shape(spec)
         from neoscope.pipeline import store_partition
 
-        claim = store_partition(
-            spec,
-            store,
-            partition=share,
-            claim=claim,
-            last=last,
-            cells=cells,
-            text_paths=text_paths,
-            device=device,
-            progress=progress,
-        )
+        try:
+            claim = store_partition(
+                spec,
+                store,
+                partition=share,
+                claim=claim,
+                last=last,
+                cells=cells,
+                text_paths=text_paths,
+                device=device,
+                progress=progress,
+            )
+        except TooLittleText as error:
+            raise _with_the_place(error, store) from None
     progress.say("committing")
     return store.url, commit(store, claim)
+
+
+def _with_the_place(error: TooLittleText, store: Store) -> InputError:
+    """The error, with what is to be done of a claim that is for more text than there is."""
+    if read_claim(store) is None:
+        return error
+    return InputError(f"{error}, and give another output, or first: neoscope delete {store.url}")
 
 
 def spec_of(options: dict[str, Any], text_paths: list[Path]) -> RunSpec:

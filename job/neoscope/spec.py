@@ -24,6 +24,8 @@ MAX_LAYERS = 10_000
 SAMPLE = "sample"  # --dataset sample: the text packaged with neoscope
 # The models whose shapes are packaged: with random weights they need no Hub.
 GPT_NEO_MODELS = (GPT_NEO_125M, "EleutherAI/gpt-neo-1.3B", "EleutherAI/gpt-neo-2.7B")
+# What a user may call them.
+KNOWN_NAMES = (*(name.partition("/")[2] for name in GPT_NEO_MODELS), *GPT_NEO_MODELS)
 
 
 @dataclasses.dataclass(frozen=True)

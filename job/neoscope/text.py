@@ -72,6 +72,22 @@ def file_kind(paths: list[Path]) -> str:
     return str(kinds.pop())
 
 
+def check_shares(spec: RunSpec) -> None:
+    """Raise InputError for more partitions than files, where a file is not shared.
+
+    Of Parquet the row groups are: how many, its opening tells.
+    """
+    names = [SAMPLE_FILE] if spec.dataset == SAMPLE else [Path(file.name) for file in spec.text]
+    if not names or file_kind(names) == "parquet" or len(names) >= spec.partitions:
+        return
+    one = "the sample" if spec.dataset == SAMPLE else names[0].name
+    are = f"{one} is one file" if len(names) == 1 else f"the text is {len(names)} files"
+    raise InputError(
+        f"{are}; for {spec.partitions} partitions split it and give {spec.partitions} or more "
+        "--text files"
+    )
+
+
 def resolve(spec: RunSpec) -> dict[str, Any]:
     """What the text is, as plain JSON for the claim: the revision for a data set, digests for files."""
     if spec.text:
@@ -203,9 +219,10 @@ def _share(rows: Any, partition: int, partitions: int) -> Any:
     if rows.num_shards < partitions:
         rows = rows.reshard()
     if rows.num_shards < partitions:
+        found = "1 part" if rows.num_shards == 1 else f"{rows.num_shards} parts"
         raise InputError(
-            f"the text has {rows.num_shards} parts that can be read apart, too few for "
-            f"--partitions {partitions}: give {rows.num_shards} or fewer"
+            f"the text has {found} that can be read apart (files, or row groups of Parquet), too few "
+            f"for --partitions {partitions}: give {rows.num_shards} or fewer"
         )
     return rows.shard(num_shards=partitions, index=partition)
 
