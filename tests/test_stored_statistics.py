@@ -200,8 +200,8 @@ def test_verify_finds_statistics_that_are_sound_but_of_other_values(
     counts = dict(zip(*np.unique(open_run(str(url)).token_length, return_counts=True), strict=True))
     forged = merge(np.array([k for k in sorted(counts) if k], np.uint16), [cells])
     path = url / "statistics.zarr"
-    array = zarr.open_array(path / "sum", mode="r+")
-    array[...] = forged["sum"]
+    array = zarr.open_array(path / "total", mode="r+")
+    array[...] = forged["total"]
     found = invoke("verify", url)
     assert found.code == 5
     assert "statistics.zarr/sum/c/0/0/0/0: is not the one that was recorded" in found.out

@@ -82,8 +82,8 @@ def correlation(statistics: xr.Dataset, *, first_positions: bool = True) -> xr.D
     tokens, total = cells.tokens, cells.tokens.sum()
     length = cells.length.astype(np.float64)
     away = length - (tokens * length).sum() / total
-    mean = cells["sum"].sum(CELL) / total
-    common = (away * (cells["sum"] - tokens * mean)).sum(CELL)
+    mean = cells.total.sum(CELL) / total
+    common = (away * (cells.total - tokens * mean)).sum(CELL)
     lengths = (tokens * away**2).sum()
     values = _squared_deviation(cells, mean)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -96,7 +96,7 @@ def pool(cells: xr.Dataset) -> xr.Dataset:
     neuron. `pool(statistics.sel(length=slice(3, 5)))` is of tokens of three to five characters."""
     total = cells.tokens.sum()
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = cells["sum"].sum(CELL) / total
+        mean = cells.total.sum(CELL) / total
         std = np.sqrt(_squared_deviation(cells, mean) / total)
     return xr.Dataset({"tokens": total, "mean": mean, "std": std})
 
@@ -114,7 +114,7 @@ def by_group(
 def _squared_deviation(cells: xr.Dataset, mean: xr.DataArray) -> xr.DataArray:
     """Of all the cells' values from one mean: within each cell, and of each cell's own mean."""
     tokens = cells.tokens
-    off = cells["sum"] / tokens.where(tokens > 0) - mean
+    off = cells.total / tokens.where(tokens > 0) - mean
     squares: xr.DataArray = (cells.squared_deviation + (tokens * off**2).fillna(0)).sum(CELL)
     return squares
 

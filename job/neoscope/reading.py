@@ -59,7 +59,7 @@ def open_arrays(store: Store) -> xarray.Dataset:
 def open_statistics(url: str, *, endpoint_url: str | None = None) -> xarray.Dataset:
     """The statistics by token length of a committed run; `by_length` says what follows from them.
 
-    `tokens` [first_position, length], `histogram` [layer, first_position, length, bin], `sum` and
+    `tokens` [first_position, length], `histogram` [layer, first_position, length, bin], `total` and
     `squared_deviation` [layer, first_position, length, neuron], described in their attributes. Raises
     InputError where there is no committed run, or where it was made with --no-statistics.
     """

@@ -75,7 +75,7 @@ def _heat(statistics: xr.Dataset) -> dict[str, Any]:
     cells = statistics.sum("first_position")
     neurons = statistics.sizes["neuron"]
     tokens = cells.tokens * neurons
-    total = cells["sum"].sum("neuron")
+    total = cells.total.sum("neuron")
     away = (total / tokens - total.sum("length") / tokens.sum("length")).transpose(
         "layer", "length"
     )
