@@ -20,6 +20,7 @@ from neoscope.errors import UsageError
 from neoscope.spec import number_ranges
 
 Numbers = npt.NDArray[np.int64]
+SELECTION = "selection.json"  # put first at a place that holds a part of a run
 
 
 @dataclasses.dataclass(frozen=True)
