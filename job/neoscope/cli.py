@@ -224,20 +224,22 @@ def pull_command(
     selection becomes one plain Zarr group, DEST/activations.zarr. The same command again goes on
     where it was broken off.
     """
+    from neoscope.opening import opening_of
     from neoscope.progress import Progress
     from neoscope.pull import pull
     from neoscope.storage import open_store
 
+    place = open_store(dest, endpoint_url=endpoint_url, write=True)
     said = pull(
         open_store(output, endpoint_url=endpoint_url),
-        open_store(dest, endpoint_url=endpoint_url, write=True),
+        place,
         layers=layers,
         sequences=sequences,
         neurons=neurons,
         form=form,
         progress=Progress(),
     )
-    click.echo(said)
+    click.echo("\n".join([said, *opening_of(place, endpoint_url)]))
 
 
 @cli.command(name="plan", epilog=EXIT_CODES)
