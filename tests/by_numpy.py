@@ -25,7 +25,7 @@ def assert_as_numpy(
             assert arrays["tokens"][int(place), index] == len(chosen)
             counts = np.histogram(chosen, [-np.inf, *EDGES, np.inf])[0]
             np.testing.assert_array_equal(arrays["histogram"][layer, int(place), index], counts)
-            total = arrays["sum"][layer, int(place), index]
+            total = arrays["total"][layer, int(place), index]
             scale = np.abs(chosen).sum(axis=0)
             assert (np.abs(total - chosen.sum(axis=0)) <= 1e-12 * scale).all()
             squares = ((chosen - chosen.mean(axis=0)) ** 2).sum(axis=0) if len(chosen) else 0

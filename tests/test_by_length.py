@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 from neoscope import by_length, open_run, open_statistics
-from neoscope.errors import UsageError
+from neoscope.errors import InputError, UsageError
 
 
 def by_hand(url: str, first_positions: bool) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint16]]:
@@ -103,3 +103,84 @@ def test_results_are_labelled(partitioned: str) -> None:
     assert isinstance(found, xr.DataArray)
     assert found.bin_left.values.tolist() == [-np.inf, -16.0, 0.0, 16.0]
     assert found.group.values.tolist() == ["shorter", "equal", "longer"]
+
+
+def results(statistics: xr.Dataset) -> dict[str, xr.DataArray]:
+    moments = by_length.moments(statistics)
+    return {
+        "histogram": by_length.histograms(statistics, edges=[-1.0, 0.0, 1.0]),
+        "tokens": moments.tokens,
+        "mean": moments["mean"],
+        "std": moments["std"],
+        "correlation": by_length.correlation(statistics),
+    }
+
+
+def test_each_result_says_what_it_is_itself_and_not_what_it_was_computed_from(
+    partitioned: str,
+) -> None:
+    words = {
+        "histogram": ("Activations in bins", "values"),
+        "tokens": ("Tokens", "tokens"),
+        "mean": ("Mean of the neuron's activations", "1"),
+        "std": ("Standard deviation", "1"),
+        "correlation": ("Pearson's r", "1"),
+    }
+    for name, found in results(open_statistics(partitioned)).items():
+        assert found.name == name
+        assert set(found.attrs) == {"description", "units"}, name
+        assert found.attrs["description"].startswith(words[name][0])
+        assert found.attrs["units"] == words[name][1]
+    fine = by_length.histograms(open_statistics(partitioned))
+    assert (fine.name, fine.attrs["units"]) == ("histogram", "values")
+
+
+def test_neurons_are_numbered(partitioned: str) -> None:
+    found = by_length.correlation(open_statistics(partitioned))
+    assert found.neuron.values.tolist() == list(range(64))
+    best = abs(found).sel(layer=1).idxmax("neuron").item()
+    assert best == np.argmax(np.abs(found.values[1]))
+
+
+def test_no_variable_has_the_name_of_a_method_of_xarrays(partitioned: str) -> None:
+    statistics = open_statistics(partitioned)
+    for name in (*statistics.data_vars, *statistics.coords):
+        assert not hasattr(xr.Dataset, str(name)), name
+        assert isinstance(getattr(statistics, str(name)), xr.DataArray)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"cut": "3"}, "cut='3'"),
+        ({"cut": 2.5}, "cut=2.5"),
+        ({"cut": True}, "cut=True"),
+        ({"first_positions": "no"}, "first_positions='no'"),
+        ({"first_positions": 0}, "first_positions=0"),
+        ({"edges": "abc"}, "edges='abc'"),
+        ({"edges": None, "cut": [3]}, r"cut=\[3\]"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(
+    partitioned: str, arguments: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InputError, match=named):
+        by_length.histograms(open_statistics(partitioned), **arguments)
+
+
+def test_a_run_is_not_its_statistics(partitioned: str) -> None:
+    for function in (
+        by_length.histograms,
+        by_length.moments,
+        by_length.correlation,
+        by_length.pool,
+    ):
+        for other in (open_run(partitioned), partitioned):
+            with pytest.raises(InputError, match="open_statistics"):
+                function(other)  # type: ignore[operator]
+
+
+def test_the_cut_may_be_numpys_number(partitioned: str) -> None:
+    statistics = open_statistics(partitioned)
+    found = by_length.moments(statistics, cut=np.int64(3))  # type: ignore[arg-type]
+    xr.testing.assert_identical(found, by_length.moments(statistics, cut=3))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import warnings
 from contextlib import redirect_stdout
 from io import StringIO
@@ -154,3 +157,20 @@ def test_the_rows_to_train_on_are_every_token_once_in_another_order(run: str) ->
     rows = np.concatenate(found)
     assert not np.array_equal(rows, expected)
     np.testing.assert_array_equal(rows[np.lexsort(rows.T)], expected[np.lexsort(expected.T)])
+
+
+def test_its_first_lines_of_python_run_in_a_new_shell(tmp_path: Path) -> None:
+    """From the clone alone: nothing in any cache, and a Hub that does not answer."""
+    (code,) = [c for c in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "capture" in c]
+    code += "\nprint(list(layers)[-1], tuple(layers['MLP_11'].shape))\n"
+    alone = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable],
+        input=code,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, **alone},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "MLP_11 (1, 7, 3072)\n"

@@ -15,6 +15,7 @@ import xarray
 from conftest import invoke
 from faults.proxy import proxied
 from neoscope import open_run
+from neoscope.errors import InputError
 from places import body, dataset, listing, put
 from runs import LAYERS, NEURONS, SEQUENCES, bodies, chunk_gets, make, pull
 
@@ -60,7 +61,7 @@ def selected(url: str, numbers: dict[str, list[int]]) -> xarray.Dataset:
         "neuron": numbers.get("neurons", list(range(NEURONS))),
     }
     found = open_run(url)[[f"MLP_{layer}" for layer in layers]].sel(picked)
-    return found.drop_vars(["token_text", "token_group"]).load()
+    return found.drop_vars("token_group").load()
 
 
 @pytest.mark.filterwarnings("error")
@@ -193,3 +194,51 @@ def test_safetensors_go_to_a_folder_only(run: str, s3_url: str) -> None:
     done = invoke("pull", run, s3_url, "--to", "safetensors")
     assert done.code == 2 and "local folder" in done.err
     assert listing(s3_url) == {}
+
+
+# open_run
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["layers", "here and there"])
+def test_a_selection_opens_as_a_run_does(run: str, tmp_path: Path, name: str) -> None:
+    numbers = SELECTIONS[name]
+    pull(run, tmp_path / "part", *options(numbers))
+    found = open_run(str(tmp_path / "part"))
+    picked = {
+        "sequence": numbers.get("sequences", list(range(SEQUENCES))),
+        "neuron": numbers.get("neurons", list(range(NEURONS))),
+    }
+    expected = open_run(run)[[f"MLP_{n}" for n in numbers["layers"]]].sel(picked)
+    xarray.testing.assert_equal(found.load(), expected.load())
+    assert found.token_text.dtype == expected.token_text.dtype
+    assert list(found.data_vars) == list(expected.data_vars)
+
+
+def test_a_selection_in_a_store_opens_too(in_minio: str, s3_url: str) -> None:
+    pull(in_minio, s3_url, "--layers", "1")
+    xarray.testing.assert_equal(open_run(s3_url).load(), open_run(in_minio)[["MLP_1"]].load())
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_selection_has_token_text_for_every_reader(run: str, tmp_path: Path) -> None:
+    pull(run, tmp_path / "part", "--sequences", "1,3-9")
+    found = dataset(str(tmp_path / "part"))
+    expected = open_run(run).isel(sequence=[1, *range(3, 10)])
+    assert "token_text" in found.coords
+    assert found.token_text.values.tolist() == expected.token_text.values.tolist()
+
+
+def test_a_selection_that_was_broken_off_is_refused_in_one_line(run: str, tmp_path: Path) -> None:
+    pull(run, tmp_path, "--layers", "1")
+    (tmp_path / "activations.zarr/zarr.json").unlink()
+    with pytest.raises(InputError, match="broken off: the same neoscope pull finishes it"):
+        open_run(str(tmp_path))
+    pull(run, tmp_path, "--layers", "1")
+    assert "MLP_1" in open_run(str(tmp_path))
+
+
+def test_safetensors_are_refused_and_say_how_they_open(run: str, tmp_path: Path) -> None:
+    pull(run, tmp_path, "--to", "safetensors", "--layers", "1")
+    with pytest.raises(InputError, match="safetensors.numpy.load_file"):
+        open_run(str(tmp_path))

@@ -172,7 +172,7 @@ def test_cells_that_another_worker_deleted_meanwhile_are_read_from_the_next_reco
     "key",
     [
         "statistics/00000-00000001.safetensors",
-        "statistics.zarr/sum/c/1/0/0/0",
+        "statistics.zarr/total/c/1/0/0/0",
         "statistics.zarr/histogram/zarr.json",
     ],
 )
@@ -200,11 +200,11 @@ def test_verify_finds_statistics_that_are_sound_but_of_other_values(
     counts = dict(zip(*np.unique(open_run(str(url)).token_length, return_counts=True), strict=True))
     forged = merge(np.array([k for k in sorted(counts) if k], np.uint16), [cells])
     path = url / "statistics.zarr"
-    array = zarr.open_array(path / "sum", mode="r+")
-    array[...] = forged["sum"]
+    array = zarr.open_array(path / "total", mode="r+")
+    array[...] = forged["total"]
     found = invoke("verify", url)
     assert found.code == 5
-    assert "statistics.zarr/sum/c/0/0/0/0: is not the one that was recorded" in found.out
+    assert "statistics.zarr/total/c/0/0/0/0: is not the one that was recorded" in found.out
 
 
 def test_superseded_statistics_that_were_left_are_the_runs_own_but_must_be_the_recorded_ones(

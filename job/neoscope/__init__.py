@@ -1,30 +1,62 @@
 """neoscope: what every MLP neuron of a language model does on real text.
 
-`capture(load_model(name), token_ids)` gives the activations of one pass; `open_run(url)` and
-`open_statistics(url)` open what `neoscope run` left. Nothing heavy is imported before it is used.
+`capture(load_model(name), token_ids)` gives the activations of one pass; `run(output)` makes a run, as
+the command does; `open_run(url)` and `open_statistics(url)` open what it left, and `by_length` says
+what follows from statistics. Nothing heavy is imported before it is used.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from neoscope.errors import NeoscopeError
+
 if TYPE_CHECKING:
+    from neoscope import by_length
     from neoscope.hooks import capture
     from neoscope.model import load_model
     from neoscope.reading import open_run, open_statistics
+    from neoscope.start import run
+    from neoscope.tokenizing import load_tokenizer, tokenize
 
-__all__ = ["capture", "load_model", "open_run", "open_statistics"]
+    __version__: str
+
+__all__ = [
+    "NeoscopeError",
+    "__version__",
+    "by_length",
+    "capture",
+    "load_model",
+    "load_tokenizer",
+    "open_run",
+    "open_statistics",
+    "run",
+    "tokenize",
+]
+# No module of the package has the name of a function here: importing it would put it in its place.
 _HOMES = {
     "capture": "hooks",
     "load_model": "model",
+    "load_tokenizer": "tokenizing",
     "open_run": "reading",
     "open_statistics": "reading",
+    "run": "start",
+    "tokenize": "tokenizing",
 }
 
 
 def __getattr__(name: str) -> Any:
     import importlib
+    from importlib import metadata
 
+    if name == "__version__":
+        return metadata.version("neoscope")
+    if name == "by_length":
+        return importlib.import_module("neoscope.by_length")
     if name not in _HOMES:
         raise AttributeError(f"module 'neoscope' has no attribute {name!r}")
     return getattr(importlib.import_module(f"neoscope.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__} - {"TYPE_CHECKING", "Any", "annotations"})

@@ -15,8 +15,9 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Collection, Sequence
-from typing import Literal
+from typing import Any, Literal, get_args
 
+from neoscope.arguments import check_choice
 from neoscope.errors import InputError, UsageError
 
 Side = Literal["output", "input"]
@@ -63,13 +64,17 @@ ARCHITECTURES = {
 def hook_point(model_type: str, module: str | None, side: Side | None) -> HookPoint:
     """The hook point of the user's own where a module pattern is given, else the architecture's.
 
-    Raises UsageError for a pattern without exactly one `*`, InputError for an architecture that has
-    no row.
+    Raises UsageError for a pattern without exactly one `*` and for a side without a pattern, InputError
+    for another side and for an architecture that has no row.
     """
+    if side is not None:
+        check_choice("hook_side", side, get_args(Side))
     if module is not None:
         check_pattern(module)
         side = side or "output"
         return HookPoint(module, side, f"the {side} of the module {module}")
+    if side is not None:
+        raise UsageError(f"--hook-side {side} goes with --hook only: drop it")
     if model_type not in ARCHITECTURES:
         raise InputError(
             f"neoscope does not know where the MLP neurons of a {model_type} are: give --hook with the "
@@ -101,7 +106,11 @@ def numbers_of(
     return [number for number in found if layers is None or number in layers]
 
 
-def check_pattern(module: str) -> None:
+def check_pattern(module: Any) -> None:
+    if not isinstance(module, str):
+        raise InputError(
+            f'hook={module!r}: give a module\'s name, such as "model.layers.*.mlp.down_proj"'
+        )
     if module.count("*") != 1:
         raise UsageError(
             f"--hook {module!r} has {module.count('*')} stars: give exactly one, where the layer's "

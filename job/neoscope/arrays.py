@@ -19,6 +19,7 @@ GROUP = "activations.zarr"
 LAYER = "MLP_"  # MLP_0 is the first layer's
 TOKEN_IDS = "token_ids"
 TOKEN_LENGTH = "token_length"
+TOKEN_TEXT = "token_text"  # stored of selections; a run has vocabulary.json
 # 6 MB of float32: large enough for one request to be worth it, small enough that one neuron's
 # values come from a quarter of a layer (measured: 34 against 89 ms a layer).
 MAX_CHUNK_ELEMENTS = 1_600_000
@@ -144,16 +145,22 @@ def metadata(
     group = zarr.create_group(
         zarr.storage.MemoryStore(memory),
         zarr_format=3,
-        attributes={**group_attributes, "coordinates": f"{TOKEN_IDS} {TOKEN_LENGTH}"},
+        attributes={
+            **group_attributes,
+            "coordinates": " ".join(
+                [TOKEN_IDS, TOKEN_LENGTH, *([TOKEN_TEXT] if TOKEN_TEXT in schemas else [])]
+            ),
+        },
     )
     for schema in schemas.values():
-        dtype = np.dtype(schema.dtype)
+        text = schema.dtype == "string"
+        dtype = schema.dtype if text else np.dtype(schema.dtype)
         group.create_array(
             schema.name,
             shape=schema.shape,
             chunks=schema.chunks,
             dtype=dtype,
-            fill_value=FILL_VALUES[dtype.kind],
+            fill_value="" if text else FILL_VALUES[np.dtype(schema.dtype).kind],
             filters=None,
             compressors=zarr_codecs(schema),
             dimension_names=schema.dimensions,

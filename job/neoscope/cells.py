@@ -60,7 +60,7 @@ def merge(lengths: npt.NDArray[np.uint16], parts: Iterable[Cells]) -> dict[str, 
     """The arrays of a whole run from the cells of its partitions, folded in the order given.
 
     `lengths` [length] are all that any partition has, ascending. `tokens` [first_position, length]
-    int64, `histogram` [layer, first_position, length, bin] int64, `sum` and `squared_deviation`
+    int64, `histogram` [layer, first_position, length, bin] int64, `total` and `squared_deviation`
     [layer, first_position, length, neuron] float64, the latter the sum of squared deviations from the
     cell's own mean. They are merged by the formula of Chan, Golub and LeVeque (1979).
     """
@@ -84,6 +84,6 @@ def merge(lengths: npt.NDArray[np.uint16], parts: Iterable[Cells]) -> dict[str, 
     return {
         "tokens": tokens,
         "histogram": histogram,
-        "sum": mean * tokens[:, :, None],
+        "total": mean * tokens[:, :, None],
         "squared_deviation": deviation,
     }

@@ -80,13 +80,13 @@ def run(
     what was broken off, or says that all is there.
     """
     from neoscope.progress import Progress
-    from neoscope.run import run as run_job
+    from neoscope.start import start
     from neoscope.summary import summary
 
     progress = Progress()
     for name in unknown_variables():
         progress.warn(f"{name} is set in the environment, but neoscope has no such option")
-    url, manifest = run_job(
+    url, manifest = start(
         output,
         options,
         partition=partition,
@@ -233,20 +233,22 @@ def pull_command(
     selection becomes one plain Zarr group, DEST/activations.zarr. The same command again goes on
     where it was broken off.
     """
+    from neoscope.opening import opening_of
     from neoscope.progress import Progress
     from neoscope.pull import pull
     from neoscope.storage import open_store
 
+    place = open_store(dest, endpoint_url=endpoint_url, write=True)
     said = pull(
         open_store(output, endpoint_url=endpoint_url),
-        open_store(dest, endpoint_url=endpoint_url, write=True),
+        place,
         layers=layers,
         sequences=sequences,
         neurons=neurons,
         form=form,
         progress=Progress(),
     )
-    click.echo(said)
+    click.echo("\n".join([said, *opening_of(place, endpoint_url)]))
 
 
 @cli.command(name="plan", epilog=EXIT_CODES)
@@ -260,7 +262,7 @@ def plan_command(text_paths: tuple[Path, ...], **options: Any) -> None:
     """
     from neoscope.plan import plan
     from neoscope.price import Rates, lines
-    from neoscope.run import spec_of
+    from neoscope.start import spec_of
 
     rates = Rates(**{field.name: options.pop(field.name) for field in dataclasses.fields(Rates)})
     for line in lines(plan(spec_of(options, list(text_paths))), rates):

@@ -95,6 +95,15 @@ def manifest_content(
     return manifest, documents
 
 
+def text_name(text: dict[str, Any]) -> str:
+    """What a claim's text is called: the data set, the sample, or its files, the first three by name."""
+    if text["source"] == "sample":
+        return "the packaged sample"
+    names = [file["name"] for file in text.get("files", [])]
+    more = f" and {len(names) - 3} more files" if len(names) > 3 else ""
+    return str(text.get("name") or ", ".join(names[:3]) + more)
+
+
 def schemas_of(claim: dict[str, Any]) -> dict[str, ArraySchema]:
     """The array schemas that a claim or manifest describes."""
     rows = claim["spec"]["sequences"]
@@ -232,8 +241,8 @@ def _attributes(
             "tokenizer": claim["tokenizer"]["name"],
         },
         TOKEN_LENGTH: {
-            "description": "Characters of the token's own string, the leading space counted; "
-            "0 for special tokens.",
+            "description": "Characters of the token's own string, the leading space counted; a token "
+            "that is part of a character counts 1; 0 for special tokens.",
             "units": "characters",
             "median": manifest["tokens"]["length"]["median"],
         },
@@ -249,7 +258,7 @@ def _attributes(
                 **common,
             }
     group = {
-        "title": f"MLP neurons of {model['name']} on {text.get('name') or text['source']}",
+        "title": f"MLP neurons of {model['name']} on {text_name(text)}",
         "description": f"Every neuron of {layers} at every token, each by {hook['value']}; "
         "token_ids and token_length say which token.",
         "note": "Weights are RANDOM: the values say nothing about the published model."

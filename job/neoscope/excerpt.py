@@ -20,13 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from neoscope import chunks
-from neoscope.arrays import FILL_VALUES, ArraySchema, metadata
+from neoscope.arrays import FILL_VALUES, TOKEN_IDS, TOKEN_TEXT, ArraySchema, metadata
 from neoscope.commit import schemas_of
 from neoscope.origin import Origin
 from neoscope.progress import Progress
 from neoscope.pull import at_a_time
+from neoscope.records import VOCABULARY
 from neoscope.selection import Numbers, Piece, Selection, pieces
 from neoscope.storage import Store
+from neoscope.token_strings import put_token_text
 
 DIGESTS = "digests.json"
 NOTED_AFTER = 64  # chunks: at most so many of 6 MB are made again after a kill
@@ -60,6 +62,9 @@ def pull_group(
     for name, schema in axes.items():
         dest.put(schema.key((0,)), _encode(schema, labels[name]).data)
     each = {name: origin.attributes(name) for name in excerpts}
+    each[TOKEN_TEXT] = {"description": "The token's own string."}
+    vocabulary = json.loads(bytes(origin.read(VOCABULARY)))
+    axes[TOKEN_TEXT] = put_token_text(dest, excerpts[TOKEN_IDS], vocabulary["tokens"])
     for key, body in metadata(excerpts | axes, each, origin.attributes("") | said).items():
         dest.put(key, body)
     dest.clear_temporary_files()

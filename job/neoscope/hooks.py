@@ -23,8 +23,10 @@ import torch
 
 from neoscope import gpt_neo
 from neoscope.architectures import ARCHITECTURES, HookPoint, Side, hook_point, numbers_of
+from neoscope.arguments import check_choice, check_layers
 from neoscope.arrays import LAYER
 from neoscope.errors import InputError
+from neoscope.spec import FORWARDS, Forward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +42,7 @@ def capture(
     hook: str | None = None,
     hook_side: Side | None = None,
     layers: Sequence[int] | None = None,
-    forward: str = "fast",
+    forward: Forward = "fast",
 ) -> dict[str, torch.Tensor]:
     """What every MLP neuron of every layer does: for GPT-Neo what it is given, before GELU.
 
@@ -52,8 +54,10 @@ def capture(
     `hook` names other modules than the architecture's own, such as `model.layers.*.mlp.gate_proj`,
     `hook_side` which side of them (`output` if not given, or `input`), `layers` some of the layers.
     `forward` is `fast`, ours where there is one, or `reference`, transformers' own with the attention
-    that the model was loaded with. Raises InputError for what does not fit the model.
+    that the model was loaded with. Raises InputError for what there is not, or does not fit the model.
     """
+    check_choice("forward", forward, FORWARDS)
+    layers = None if layers is None else check_layers(layers)
     found: dict[str, torch.Tensor] = {}
 
     def keep(name: str, values: torch.Tensor) -> None:

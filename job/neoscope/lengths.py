@@ -3,7 +3,9 @@
 In: a tokenizer, or an array of lengths. Out: plain numbers. It does not know where tokens come from.
 
 The length of a token is the number of characters that it adds to a text, the leading space
-counted; special tokens have length 0 and are in no group and in no statistic.
+counted; special tokens have length 0 and are in no group and in no statistic. A token that is part of a
+character, some of its bytes, counts 1, as the U+FFFD that it decodes to: lengths can sum to more than the
+characters of the text.
 """
 
 from __future__ import annotations

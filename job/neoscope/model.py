@@ -27,12 +27,21 @@ from transformers import (
 from transformers.utils import logging
 
 from neoscope import hub, memory
-from neoscope.device import no_gpu
+from neoscope.arguments import check_choice, check_name, check_number
 from neoscope.errors import InputError, NeoscopeError
 from neoscope.lengths import special_ids, vocabulary_strings
 from neoscope.random_weights import published_config, random_model
 from neoscope.shapes import PUBLISHED_SHAPES
-from neoscope.spec import GPT_NEO_125M, KNOWN_NAMES, full_name
+from neoscope.spec import (
+    DEVICES,
+    GPT_NEO_125M,
+    KNOWN_NAMES,
+    PRECISIONS,
+    WEIGHTS,
+    Precision,
+    Weights,
+    full_name,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,27 +79,50 @@ def load_model(
     name: str = GPT_NEO_125M,
     *,
     revision: str | None = None,
-    weights: str = "pretrained",
+    weights: Weights = "pretrained",
     seed: int = 0,
     device: str = "auto",
-    precision: str = "float32",
+    precision: Precision = "float32",
 ) -> PreTrainedModel:
     """A decoder as transformers has it, without its head, in eval mode, for `capture`.
 
     `name` is a name on the Hub or a local folder; `weights="random"` draws a GPT-Neo's from `seed`
     instead and needs no Hub for the three published names. `precision` is the dtype of weights and
-    computation. Raises InputError for what cannot be loaded, UnavailableError without a Hub.
+    computation: `float32`, `bfloat16` or `float16`. `device` is `auto` (the GPU where there is one),
+    `cpu`, `cuda`, or `cuda:1` for one of several. Raises InputError for what there is not and for what
+    cannot be loaded, UnavailableError without a Hub.
     """
+    name = check_source(name, revision, weights)
+    check_choice("precision", precision, PRECISIONS)
+    seed, where = check_number("seed", seed, 0), pick_device(device)
     found = find_model(name, revision=revision, weights=weights)
-    return load(found, seed=seed, precision=precision, device=pick_device(device)).model
+    return load(found, seed=seed, precision=precision, device=where).model
 
 
-def pick_device(device: str) -> torch.device:
+def check_source(name: Any, revision: Any, weights: Any) -> str:
+    """The name of a model or its tokenizer as a string. InputError for what there is not."""
+    check_choice("weights", weights, WEIGHTS)
+    if revision is not None and not isinstance(revision, str):
+        raise InputError(f"revision={revision!r}: give a branch, tag or commit, or None for main")
+    found = check_name("name", name)
+    if revision and weights == "random" and full_name(found) in PUBLISHED_SHAPES:
+        raise InputError(f"revision={revision!r} has no meaning with weights='random': drop one")
+    return found
+
+
+def pick_device(device: Any) -> torch.device:
     """`auto` is the GPU where there is one; asking for one that is not there is an error."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise no_gpu()
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    word, _, number = str(device).partition(":")
+    numbered = word == "cuda" and number.isdecimal()
+    if not numbered and device not in DEVICES:
+        gpus = "".join(f", 'cuda:{each}'" for each in range(there))
+        raise InputError(f"device={device!r}: give one of 'auto', 'cpu', 'cuda'{gpus}")
+    if word == "cuda" and int(number or 0) >= there:
+        found = f"{there} GPUs" if there else "no GPU"
+        raise InputError(f"--device {device}: torch finds {found} here; use --device cpu or auto")
+    if word == "auto":
+        return torch.device("cuda" if there else "cpu")
     return torch.device(device)
 
 

@@ -18,11 +18,10 @@ from neoscope.place import check_place, take_place
 from neoscope.progress import Progress
 from neoscope.recorded import REPORT, Find
 from neoscope.records import CLAIM, RECORDS
-from neoscope.selection import Selection, select
+from neoscope.selection import SELECTION, Selection, select
 from neoscope.spec import differing_fields
 from neoscope.storage import REQUESTS_IN_FLIGHT, Store
 
-SELECTION = "selection.json"  # put first at a place that holds a part of a run
 LAST = 4  # of the phases in which objects are copied
 
 S = TypeVar("S")

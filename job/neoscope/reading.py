@@ -1,4 +1,4 @@
-"""A committed run as a labelled, lazy dataset.
+"""A committed run, or a selection of one, as a labelled, lazy dataset.
 
 In: the URL of a run. Out: an `xarray.Dataset` that reads what is selected, when it is used. It does
 not know how the run was made, nor which arrays it keeps beside token ids and lengths.
@@ -20,13 +20,15 @@ from xarray.core import indexing
 
 from neoscope import chunks as stored
 from neoscope import stored_statistics
-from neoscope.arrays import GROUP, LAYER, TOKEN_IDS, TOKEN_LENGTH
+from neoscope.arguments import check_name
+from neoscope.arrays import GROUP, LAYER, TOKEN_IDS, TOKEN_LENGTH, TOKEN_TEXT
+from neoscope.commit import read_manifest
 from neoscope.errors import CheckError, InputError, UsageError
 from neoscope.records import VOCABULARY
+from neoscope.selection import SELECTION
 from neoscope.status import committed
 from neoscope.storage import Store, open_store
 
-TOKEN_TEXT = "token_text"
 TOKEN_GROUP = "token_group"
 
 
@@ -38,17 +40,61 @@ def open_run(url: str, *, endpoint_url: str | None = None, chunks: Any = None) -
     than the run's median. Special tokens have length 0 and group NaN, so that no comparison, no
     `groupby` and no mean takes them in. `sequence`, `position` and `neuron` are numbered from 0.
 
-    `url` is `s3://bucket/prefix` or a folder; `endpoint_url` is found as boto3 finds it where it is
-    not given. `chunks` is that of `xarray.open_dataset`: None reads into numpy, `{}` gives dask
-    arrays of the stored chunks. Raises InputError where there is no committed run, UsageError for
-    `chunks` without dask.
+    A selection that `neoscope pull --layers ...` made is opened alike; its `sequence` and `neuron` are
+    numbered as in the run.
+
+    `url` is `s3://bucket/prefix` or a folder; `endpoint_url` is found as boto3 finds it where
+    it is not given. `chunks` is that of `xarray.open_dataset`: None reads into numpy, `{}` gives dask
+    arrays of the stored chunks. Raises InputError where there is no committed run and no whole
+    selection, and for `chunks` of another kind, UsageError for `chunks` without dask.
     """
+    if not _are_chunks(chunks):
+        raise InputError(
+            f"chunks={chunks!r}: give None, {{}} for the stored chunks, 'auto', or sizes by dimension, "
+            'such as {"sequence": 64}'
+        )
     if chunks is not None and importlib.util.find_spec("dask") is None:
         raise UsageError(f"chunks={chunks!r} needs dask, which is not installed: pip install dask")
-    store = open_store(url, endpoint_url=endpoint_url)
+    store = _store(url, endpoint_url)
+    manifest = read_manifest(store)
+    if manifest is None and (selection := store.get(SELECTION)):
+        _check_selection(store, json.loads(selection))
+    elif manifest is None:
+        committed(store)  # says how far it is
     return xarray.open_dataset(
-        url, engine=_Labelled, chunks=chunks, store=store, manifest=committed(store)
+        store.url, engine=_Labelled, chunks=chunks, store=store, manifest=manifest
     )
+
+
+def _are_chunks(chunks: Any) -> bool:
+    """Whether `xarray.open_dataset` knows what to do with it: it takes any value, and fails late."""
+    if isinstance(chunks, dict):
+        sizes = [
+            size
+            for each in chunks.values()
+            for size in (each if isinstance(each, tuple) else [each])
+        ]
+        return all(size == "auto" or (isinstance(size, int) and size is not True) for size in sizes)
+    return chunks is None or chunks == "auto" or (isinstance(chunks, int) and chunks is not True)
+
+
+def _store(url: Any, endpoint_url: Any) -> Store:
+    endpoint = None if endpoint_url is None else check_name("endpoint_url", endpoint_url)
+    return open_store(check_name("url", url), endpoint_url=endpoint)
+
+
+def _check_selection(store: Store, selection: dict[str, Any]) -> None:
+    """Raise InputError where a selection is no Zarr group, or is not whole: its metadata come last."""
+    of = selection["selection_of"]
+    if selection["form"] == "safetensors":
+        raise InputError(
+            f"{store.url} holds a selection of {of} as safetensors: open its files with "
+            "safetensors.numpy.load_file"
+        )
+    if store.get(f"{GROUP}/zarr.json") is None:
+        raise InputError(
+            f"the selection of {of} at {store.url} was broken off: the same neoscope pull finishes it"
+        )
 
 
 def open_arrays(store: Store) -> xarray.Dataset:
@@ -59,11 +105,11 @@ def open_arrays(store: Store) -> xarray.Dataset:
 def open_statistics(url: str, *, endpoint_url: str | None = None) -> xarray.Dataset:
     """The statistics by token length of a committed run; `by_length` says what follows from them.
 
-    `tokens` [first_position, length], `histogram` [layer, first_position, length, bin], `sum` and
+    `tokens` [first_position, length], `histogram` [layer, first_position, length, bin], `total` and
     `squared_deviation` [layer, first_position, length, neuron], described in their attributes. Raises
     InputError where there is no committed run, or where it was made with --no-statistics.
     """
-    return open_statistics_of(open_store(url, endpoint_url=endpoint_url))
+    return open_statistics_of(_store(url, endpoint_url))
 
 
 def open_statistics_of(store: Store) -> xarray.Dataset:
@@ -95,8 +141,12 @@ class _Labelled(BackendEntrypoint):
     ) -> xarray.Dataset:
         arrays = open_arrays(store)
         ids, lengths = arrays.variables[TOKEN_IDS], arrays.variables[TOKEN_LENGTH]
-        median = manifest["tokens"]["length"]["median"]
-        text = _derived(ids, functools.partial(_text, _strings(store, manifest)), "object")
+        median = arrays.attrs["token_length_median"]
+        text = (
+            _derived(ids, functools.partial(_text, _strings(store, manifest)), "object")
+            if manifest
+            else _derived(arrays.variables[TOKEN_TEXT], np.asarray, "object")
+        )
         text.attrs["description"] = "The token's own string."
         group = _derived(lengths, functools.partial(_group, median), "float32")
         group.attrs = {
@@ -106,10 +156,11 @@ class _Labelled(BackendEntrypoint):
             "median": median,
         }
         layers = sorted(map(str, arrays.data_vars), key=lambda name: int(name[len(LAYER) :]))
-        labels = {name: np.arange(size) for name, size in arrays.sizes.items()}
+        unlabelled = {**arrays.sizes} if manifest else {}
+        labels = {name: np.arange(size) for name, size in unlabelled.items()}
         coordinates = {TOKEN_TEXT: text, TOKEN_GROUP: group, **labels}
         found = arrays[layers].assign_coords({**arrays.coords, **coordinates})
-        return found.assign_attrs(_attributes(manifest))
+        return found.assign_attrs(_attributes(manifest)) if manifest else found
 
 
 class _Derived(BackendArray):

@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from neoscope import by_length, figures
-from neoscope.commit import read_manifest
+from neoscope.commit import read_manifest, text_name
 from neoscope.errors import CheckError
 from neoscope.reading import open_arrays, open_statistics_of
 from neoscope.records import VOCABULARY
@@ -47,6 +47,7 @@ def report(store: Store) -> str:
     return template.render(
         url=store.url,
         manifest=manifest,
+        text_name=text_name(manifest["text"]),
         length=length,
         sizes=_sizes(manifest),
         length_figure=figures.token_lengths(counts, length["median"]),
@@ -75,7 +76,7 @@ def _heat(statistics: xr.Dataset) -> dict[str, Any]:
     cells = statistics.sum("first_position")
     neurons = statistics.sizes["neuron"]
     tokens = cells.tokens * neurons
-    total = cells["sum"].sum("neuron")
+    total = cells.total.sum("neuron")
     away = (total / tokens - total.sum("length") / tokens.sum("length")).transpose(
         "layer", "length"
     )

@@ -20,6 +20,7 @@ from neoscope.errors import UsageError
 from neoscope.spec import number_ranges
 
 Numbers = npt.NDArray[np.int64]
+SELECTION = "selection.json"  # put first at a place that holds a part of a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Selection:
     def to_json(self) -> dict[str, str]:
         """The numbers as the options give them, in the shortest form."""
         return {
-            "selection_layers": _ranges(self.layers),
-            "selection_sequences": _ranges(self.sequences),
-            "selection_neurons": _ranges(self.neurons),
+            "selection_layers": number_words(self.layers),
+            "selection_sequences": number_words(self.sequences),
+            "selection_neurons": number_words(self.neurons),
         }
 
     def names(self) -> list[str]:
@@ -121,11 +122,11 @@ def _numbers(option: str, text: str | None, there: Numbers) -> Numbers:
 
 
 def _no_number(option: str, text: str, number: int, there: Numbers) -> UsageError:
-    has = _ranges(there) or "none"
+    has = number_words(there) or "none"
     return UsageError(f"{option} {text}: the run has no number {number}; it has {has}")
 
 
-def _ranges(numbers: Numbers) -> str:
+def number_words(numbers: Numbers) -> str:
     """`0,3,6-11` for ascending numbers."""
     runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
     return ",".join(

@@ -7,13 +7,15 @@ It does not know where the result goes, on which device it is computed, or what 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
-from neoscope.architectures import check_pattern
+from neoscope.architectures import Side, check_pattern
+from neoscope.arguments import check_kind, check_layers
 from neoscope.errors import UsageError
 
 GPT_NEO_125M = "EleutherAI/gpt-neo-125m"
@@ -26,6 +28,12 @@ SAMPLE = "sample"  # --dataset sample: the text packaged with neoscope
 GPT_NEO_MODELS = (GPT_NEO_125M, "EleutherAI/gpt-neo-1.3B", "EleutherAI/gpt-neo-2.7B")
 # What a user may call them.
 KNOWN_NAMES = (*(name.partition("/")[2] for name in GPT_NEO_MODELS), *GPT_NEO_MODELS)
+
+Weights = Literal["pretrained", "random"]
+Precision = Literal["float32", "bfloat16", "float16"]
+Forward = Literal["fast", "reference"]
+WEIGHTS, PRECISIONS, FORWARDS = map(get_args, (Weights, Precision, Forward))
+DEVICES = ("auto", "cpu", "cuda")  # not of the spec: the result is the same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +51,7 @@ class RunSpec:
 
     model: str = GPT_NEO_125M
     model_revision: str | None = None
-    weights: Literal["pretrained", "random"] = "pretrained"
+    weights: Weights = "pretrained"
     seed: int | None = None
     tokenizer: str | None = None
     dataset: str | None = FINEWEB
@@ -59,17 +67,19 @@ class RunSpec:
     separator: Literal["none", "eos"] = "none"
     bos: bool = False
     hook: str | None = None
-    hook_side: Literal["output", "input"] | None = None
+    hook_side: Side | None = None
     layers: tuple[int, ...] | None = None
     sequences_per_pass: int | None = None
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    forward: Literal["fast", "reference"] = "fast"
+    precision: Precision = "float32"
+    forward: Forward = "fast"
     store_dtype: Literal["float32", "float16"] = "float32"
     compression: Literal["none", "lz4"] = "none"
     arrays: bool = True
     statistics: bool = True
 
     def __post_init__(self) -> None:
+        if self.seed is not None and self.seed < 0:
+            raise UsageError(f"--seed is {self.seed}: give 0 or more")
         for name in ("partitions", "batches", "sequences", "positions"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name} is {getattr(self, name)}: give 1 or more")
@@ -118,11 +128,16 @@ class RunSpec:
 
 
 def make_spec(**options: Any) -> RunSpec:
-    """A RunSpec from options of which None means not given; what does not fit is a UsageError.
+    """A RunSpec from options of which None means not given; what does not fit is a UsageError, and what
+    is of the wrong kind an InputError.
 
-    Short names such as `gpt-neo-1.3B` become the Hub's.
+    Short names such as `gpt-neo-1.3B` become the Hub's. `layers` are words, `0,3,6-11`, or numbers.
     """
-    given = {name: value for name, value in options.items() if value not in (None, ())}
+    given = {
+        name: _of_its_kind(name, value)
+        for name, value in options.items()
+        if value is not None and not (name == "text" and value == ())
+    }
     dataset = given.get("dataset")
     narrower = [f"dataset_{part}" for part in ("config", "split", "revision")]
     if "text" in given or dataset == SAMPLE:
@@ -137,7 +152,10 @@ def make_spec(**options: Any) -> RunSpec:
         given.setdefault("dataset_config", None)
     if given.get("weights") == "random":
         given.setdefault("seed", 0)
-        if "model_revision" in given and full_name(given["model"]) in GPT_NEO_MODELS:
+        if (
+            "model_revision" in given
+            and full_name(given.get("model", GPT_NEO_125M)) in GPT_NEO_MODELS
+        ):
             raise UsageError("--model-revision has no meaning with --weights random: drop one")
     elif "seed" in given:
         raise UsageError(f"--seed {given['seed']} goes with --weights random only: drop it")
@@ -152,10 +170,21 @@ def make_spec(**options: Any) -> RunSpec:
     return RunSpec(**given)
 
 
-def _layers(text: str) -> tuple[int, ...]:
-    found = number_ranges("--layers", text)
+def _of_its_kind(name: str, value: Any) -> Any:
+    """An option's value where it is what the field of `RunSpec` takes, numpy's numbers as Python's."""
+    kinds = get_type_hints(RunSpec)
+    if name not in kinds:
+        near = difflib.get_close_matches(name, kinds, n=3, cutoff=0)
+        raise UsageError(f"there is no option {name!r}; near are {', '.join(near)}")
+    return check_kind(name, value, kinds[name])
+
+
+def _layers(layers: Any) -> tuple[int, ...]:
+    if not isinstance(layers, str):
+        return check_layers(layers)
+    found = number_ranges("--layers", layers)
     if any(part[-1] >= MAX_LAYERS for part in found):
-        raise UsageError(f"--layers {text}: no model has more than {MAX_LAYERS} layers")
+        raise UsageError(f"--layers {layers}: no model has more than {MAX_LAYERS} layers")
     return tuple(sorted(set().union(*found)))
 
 

@@ -30,25 +30,38 @@ KEY = re.compile(rf"{FOLDER}/\d{{5}}-\d{{8}}\.safetensors")
 DIMENSIONS = {
     "tokens": ("first_position", "length"),
     "histogram": ("layer", "first_position", "length", "bin"),
-    "sum": ("layer", "first_position", "length", "neuron"),
+    "total": ("layer", "first_position", "length", "neuron"),
     "squared_deviation": ("layer", "first_position", "length", "neuron"),
     "layer": ("layer",),
     "first_position": ("first_position",),
     "length": ("length",),
+    "neuron": ("neuron",),
     "bin_left": ("bin",),
     "bin_right": ("bin",),
 }
 DESCRIPTIONS = {
     "tokens": "Tokens of each length, special ones left out.",
     "histogram": "Activations in bins [bin_left, bin_right); the first and the last bin are open.",
-    "sum": "Sum of the activations.",
+    "total": "Sum of the activations.",
     "squared_deviation": "Sum of the squares of the activations' differences from the mean of the "
     "same layer, place, length and neuron.",
     "layer": "Number of the model's layer.",
     "first_position": "Whether the token stands first in its sequence.",
-    "length": "Characters of the token's own string, the leading space counted.",
+    "length": "Characters of the token's own string, the leading space counted; a token that is part "
+    "of a character counts 1.",
+    "neuron": "Number of the neuron in its layer.",
     "bin_left": "Least activation of the bin.",
     "bin_right": "Least activation above the bin.",
+}
+# An activation, and what has its dimension, has none: 1 as CF conventions write it.
+UNITS = {
+    "tokens": "tokens",
+    "histogram": "values",
+    "total": "1",
+    "squared_deviation": "1",
+    "length": "characters",
+    "bin_left": "1",
+    "bin_right": "1",
 }
 
 
@@ -146,6 +159,7 @@ def merge_partitions(
         "layer": np.array(layers, np.int64),
         "first_position": np.array([False, True]),
         "length": lengths,
+        "neuron": np.arange(merged["total"].shape[-1]),
         "bin_left": np.concatenate([[-np.inf], edges]),
         "bin_right": np.concatenate([edges, [np.inf]]),
     }
@@ -186,7 +200,10 @@ def zarr_objects(
             filters=None,
             compressors=[squeezed, Crc32cCodec()],
             dimension_names=dimensions,
-            attributes={"description": DESCRIPTIONS[name]},
+            attributes={
+                "description": DESCRIPTIONS[name],
+                **({"units": UNITS[name]} if name in UNITS else {}),
+            },
             config={"write_empty_chunks": True},
         )
         array[...] = values

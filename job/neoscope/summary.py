@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from neoscope.arrays import LAYER
+from neoscope.commit import text_name
+from neoscope.opening import opening
+from neoscope.selection import number_words
 
 
 def summary(manifest: dict[str, Any], url: str, endpoint_url: str | None) -> str:
     """The end of a run in about twenty lines, with the lines that open it from Python."""
     tokens, text, model = manifest["tokens"], manifest["text"], manifest["model"]
-    source = text.get("name") or (
-        "the packaged sample" if text["source"] == "sample" else "local files"
-    )
     lines = [
         "",
-        f"{model['name']} on {source}: {tokens['count']:,} tokens of "
+        f"{model['name']} on {text_name(text)}: {tokens['count']:,} tokens of "
         f"{text['document_count']:,} documents, {tokens['sequences']:,} sequences of "
         f"{tokens['positions']}",
         *_weights_warning(model),
@@ -29,18 +31,9 @@ def summary(manifest: dict[str, Any], url: str, endpoint_url: str | None) -> str
         f"checked: {_checked(manifest['checks'])}",
         *_seconds(manifest["timings"]),
         f"stored:  {url}",
-        "",
-        "Open it in Python:",
-        "    import neoscope",
-        *[f"    {line}({_arguments(url, endpoint_url)})" for line in _openers(manifest)],
+        *opening(manifest, url, endpoint_url),
     ]
     return "\n".join(lines)
-
-
-def _arguments(url: str, endpoint_url: str | None) -> str:
-    if endpoint_url and url.startswith("s3://"):
-        return f'"{url}", endpoint_url="{endpoint_url}"'
-    return f'"{url}"'
 
 
 def _weights_warning(model: dict[str, Any]) -> list[str]:
@@ -69,11 +62,12 @@ def _stored(manifest: dict[str, Any]) -> list[str]:
     lines = []
     layers = {name: e for name, e in manifest["arrays"].items() if name.startswith(LAYER)}
     if layers:
-        first, *_, last = [*layers, *layers]
-        shape = " x ".join(map(str, layers[first]["shape"]))
+        first = next(iter(layers.values()))
+        shape = " x ".join(map(str, first["shape"]))
         size = sum(entry["stored_bytes"] for entry in layers.values()) / 1e9
         lines.append(
-            f"{first} ... {last}  each [{shape}] {layers[first]['dtype']}, {size:.2f} GB in all"
+            f"{_layer_names(manifest['hook']['layers'])}  each [{shape}] {first['dtype']}, "
+            f"{size:.2f} GB in all"
         )
     if "statistics" in manifest:
         size = sum(entry["size"] for entry in manifest["statistics"]["objects"].values()) / 1e6
@@ -81,11 +75,10 @@ def _stored(manifest: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _openers(manifest: dict[str, Any]) -> list[str]:
-    """The calls that open what there is."""
-    openers = {"run = neoscope.open_run": manifest["spec"]["arrays"]}
-    openers["statistics = neoscope.open_statistics"] = "statistics" in manifest
-    return [opener for opener, there in openers.items() if there]
+def _layer_names(numbers: list[int]) -> str:
+    """`MLP_0 ... MLP_11`, or `MLP_0, MLP_3 ... MLP_5` where some between are not there."""
+    parts = [part.split("-") for part in number_words(np.array(numbers)).split(",")]
+    return ", ".join(" ... ".join(f"{LAYER}{number}" for number in part) for part in parts)
 
 
 def _checked(checks: dict[str, Any]) -> str:

@@ -1,4 +1,5 @@
-"""One start of `neoscope run`: what is asked for, what is already there, and only then the work.
+"""One start of a run, by the command or from Python: what is asked for, what is already there, and only
+then the work.
 
 In: options and a place. Out: the manifest of a committed run there, or how far it is. A finished or
 a foreign run is found out before anything heavy is imported.
@@ -6,10 +7,14 @@ a foreign run is found out before anything heavy is imported.
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from neoscope.arguments import check_choice, check_flag, check_name, check_number
 from neoscope.batch import TooLittleText
 from neoscope.commit import commit, read_manifest
 from neoscope.device import check_device
@@ -18,7 +23,7 @@ from neoscope.place import check_place
 from neoscope.progress import Progress
 from neoscope.records import CLAIM, read_claim
 from neoscope.shapes import check_shape
-from neoscope.spec import RunSpec, make_spec
+from neoscope.spec import DEVICES, RunSpec, make_spec
 from neoscope.storage import Store, open_store
 from neoscope.stored_statistics import clear_superseded, last_state
 from neoscope.text import check_shares, describe_file, file_kind
@@ -27,6 +32,74 @@ INDEX_VARIABLE = "JOB_COMPLETION_INDEX"  # set by Kubernetes for each pod of an 
 
 
 def run(
+    output: str | Path,
+    *,
+    text: str | Path | Sequence[str | Path] = (),
+    partition: int | str = 0,
+    device: str = "auto",
+    endpoint_url: str | None = None,
+    sign_payload: bool = False,
+    quiet: bool = False,
+    **options: Any,
+) -> dict[str, Any] | None:
+    """Make a run at `output`, as the command `neoscope run` does; its manifest.
+
+    `output` is `s3://bucket/prefix` or a folder, and what `open_run` takes. Every option of the command
+    is an argument of the same name, `--store-dtype float16` as `store_dtype="float16"` and `--no-arrays`
+    as `arrays=False`; `text` is one file or a list of them, and `layers` are words, `"0,3,6-11"`, or a
+    list of numbers. Options in the environment (NEOSCOPE_...) are not read.
+
+    The same call again finishes what was broken off, or gives the manifest of what is there. Returns
+    None while partitions of other workers are missing. Says on standard error what it does, unless
+    `quiet`. Every error is a NeoscopeError, of the class that has the command's exit code.
+    """
+    check_choice("device", device, DEVICES)
+    if not isinstance(partition, str):
+        partition = str(check_number("partition", partition, 0))
+    _, manifest = start(
+        check_name("output", output),
+        options,
+        partition=partition,
+        text_paths=_paths(text),
+        device=device,
+        endpoint_url=None if endpoint_url is None else check_name("endpoint_url", endpoint_url),
+        sign_payload=check_flag("sign_payload", sign_payload),
+        progress=Progress(quiet=check_flag("quiet", quiet)),
+    )
+    return manifest
+
+
+def _signature() -> inspect.Signature:
+    """That of `run` with every option by its name and default, for `help` and completion."""
+    shown = inspect.signature(run)
+    *named, rest = shown.parameters.values()
+    given = {parameter.name for parameter in named}
+    options = [
+        rest.replace(
+            name=field.name,
+            kind=inspect.Parameter.KEYWORD_ONLY,
+            # Defaults of a data set do not go with every text: None is what is not given.
+            default=None if field.name.startswith("dataset") else field.default,
+            annotation=field.type,
+        )
+        for field in dataclasses.fields(RunSpec)
+        if field.name not in given
+    ]
+    return shown.replace(parameters=[*named, *options])
+
+
+run.__signature__ = _signature()  # type: ignore[attr-defined]
+
+
+def _paths(text: Any) -> list[Path]:
+    """The text files, of one path or several."""
+    paths = [text] if isinstance(text, str | Path) else text
+    if not isinstance(paths, Sequence):
+        raise InputError(f"text={text!r}: give the path of a file, or a list of them")
+    return [Path(check_name("text", path)) for path in paths]
+
+
+def start(
     output: str,
     options: dict[str, Any],
     *,
