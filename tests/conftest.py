@@ -112,7 +112,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-    from neoscope.model import packaged_tokenizer
+    from neoscope.tokenizer import packaged_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny-gpt-neo")
     config = GPTNeoConfig(

@@ -26,16 +26,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neoscope import chunks
-from neoscope.arrays import (
-    MAX_CHUNK_ELEMENTS,
-    TOKEN_IDS,
-    TOKEN_LENGTH,
-    ArraySchema,
-    array_schemas,
-    layer_chunks,
-    metadata,
-)
+from neoscope.arrays import MAX_CHUNK_ELEMENTS, ArraySchema, array_schemas, layer_chunks, metadata
 from neoscope.errors import CheckError, UnavailableError
+from neoscope.layout import TOKEN_IDS, TOKEN_LENGTH
 from neoscope.spec import RunSpec
 from neoscope.storage import Body, Store, open_store
 from neoscope.writer import RING, LayerWriter, put_array

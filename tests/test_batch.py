@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from neoscope.batch import Batch, Span, batches
 from neoscope.errors import InputError
-from neoscope.model import packaged_tokenizer
+from neoscope.tokenizer import packaged_tokenizer
 
 SEPARATOR = 7
 

@@ -19,13 +19,7 @@ from fake_hub import serving
 from neoscope.architectures import ARCHITECTURES
 from neoscope.hooks import _named_modules
 from neoscope.random_weights import published_config
-from neoscope.shapes import (
-    LAYERS,
-    POSITIONS,
-    PUBLISHED_SHAPES,
-    check_shape,
-    gpt_neo_modules,
-)
+from neoscope.shapes import LAYERS, POSITIONS, PUBLISHED_SHAPES, check_shape, gpt_neo_modules
 from neoscope.spec import make_spec
 
 HEAVY = ("torch", "transformers", "datasets", "numba")

@@ -142,7 +142,7 @@ def test_workers_of_one_run_that_start_at_once_share_the_place(
 ) -> None:
     """All of them find no claim; those that come late find the first one's chunks."""
     from neoscope import place as places
-    from neoscope.records import CLAIM
+    from neoscope.layout import CLAIM
     from neoscope.storage import open_store
 
     store, found = open_store(place, write=True), []

@@ -12,7 +12,7 @@ import zarr
 
 from by_numpy import assert_as_numpy
 from conftest import invoke
-from neoscope import open_run, open_statistics, records, stored_statistics
+from neoscope import layout, open_run, open_statistics, records, stored_statistics
 from neoscope.cells import Cells, merge
 from neoscope.errors import CheckError, InputError
 from neoscope.storage import Store, open_store
@@ -122,7 +122,7 @@ def test_other_readers_see_it(place: str, small_model: Path) -> None:
     group = zarr.open_group(
         zarr.storage.ObjectStore(store.backend, read_only=True), path="statistics.zarr", mode="r"
     )
-    assert sorted(group.array_keys()) == sorted(stored_statistics.DIMENSIONS)
+    assert sorted(group.array_keys()) == sorted(layout.STATISTICS_DIMENSIONS)
     statistics = open_statistics(place)
     assert list(statistics.layer.values) == [0, 1, 2]
     assert statistics.first_position.values.tolist() == [False, True]
@@ -229,7 +229,7 @@ def test_a_worker_that_is_behind_leaves_nothing_that_was_superseded(
     make(str(tmp_path / "one"), small_model)
     store, key = open_store(str(tmp_path / "run")), "statistics/00000-00000001.safetensors"
     cells = Cells.load((tmp_path / "one" / key).read_bytes())
-    record = records.record_key(0, 1)
+    record = layout.record_key(0, 1)
     entry = stored_statistics.put_cells(store, 0, 1, cells, record)
     assert entry == json.loads(store.get(record) or b"")["statistics"]
     cells.total[0, 0, 0] += 1

@@ -15,12 +15,11 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Collection, Sequence
-from typing import Any, Literal, get_args
+from typing import get_args
 
 from neoscope.arguments import check_choice
 from neoscope.errors import InputError, UsageError
-
-Side = Literal["output", "input"]
+from neoscope.spec import Side, check_pattern
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,15 +103,3 @@ def numbers_of(
             f"{found[0]} to {found[-1]}"
         )
     return [number for number in found if layers is None or number in layers]
-
-
-def check_pattern(module: Any) -> None:
-    if not isinstance(module, str):
-        raise InputError(
-            f'hook={module!r}: give a module\'s name, such as "model.layers.*.mlp.down_proj"'
-        )
-    if module.count("*") != 1:
-        raise UsageError(
-            f"--hook {module!r} has {module.count('*')} stars: give exactly one, where the layer's "
-            'number stands, as in "model.layers.*.mlp.down_proj"'
-        )

@@ -13,13 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from neoscope.spec import RunSpec
+from neoscope.layout import ACTIVATIONS, TOKEN_IDS, TOKEN_LENGTH, TOKEN_TEXT
+from neoscope.spec import LAYER, RunSpec
 
-GROUP = "activations.zarr"
-LAYER = "MLP_"  # MLP_0 is the first layer's
-TOKEN_IDS = "token_ids"
-TOKEN_LENGTH = "token_length"
-TOKEN_TEXT = "token_text"  # stored of selections; a run has vocabulary.json
 # 6 MB of float32: large enough for one request to be worth it, small enough that one neuron's
 # values come from a quarter of a layer (measured: 34 against 89 ms a layer).
 MAX_CHUNK_ELEMENTS = 1_600_000
@@ -60,7 +56,7 @@ class ArraySchema:
 
     def key(self, index: tuple[int, ...]) -> str:
         """The key of the chunk at a place of the grid."""
-        return f"{GROUP}/{self.name}/c/{'/'.join(map(str, index))}"
+        return f"{ACTIVATIONS}/{self.name}/c/{'/'.join(map(str, index))}"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -166,9 +162,26 @@ def metadata(
             dimension_names=schema.dimensions,
             attributes=attributes.get(schema.name, {}),
         )
-    documents = {f"{GROUP}/{key}": buffer.to_bytes() for key, buffer in memory.items()}
-    root = f"{GROUP}/zarr.json"
+    documents = {f"{ACTIVATIONS}/{key}": buffer.to_bytes() for key, buffer in memory.items()}
+    root = f"{ACTIVATIONS}/zarr.json"
     return {
         **{key: documents[key] for key in sorted(documents) if key != root},
         root: documents[root],
+    }
+
+
+def schemas_of(claim: dict[str, Any]) -> dict[str, ArraySchema]:
+    """The array schemas that a claim or manifest describes."""
+    rows = claim["spec"]["sequences"]
+    return {
+        name: ArraySchema(
+            name,
+            tuple(entry["shape"]),
+            entry["dtype"],
+            tuple(entry["chunks"]),
+            tuple(entry["dimensions"]),
+            rows,
+            "lz4" if "blosc" in entry["codecs"] else "none",
+        )
+        for name, entry in claim["arrays"].items()
     }

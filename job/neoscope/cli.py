@@ -283,7 +283,7 @@ def report_command(output: str, endpoint_url: str | None, file: Path | None) -> 
 
     The page is stored beside the run as report.html, and needs no network to be read.
     """
-    from neoscope.recorded import REPORT
+    from neoscope.layout import REPORT
     from neoscope.report import report
     from neoscope.storage import open_store
 

@@ -5,34 +5,11 @@ In: a store. Out: the number of objects deleted. What does not belong to a run s
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from neoscope import stored_statistics
-from neoscope.arrays import GROUP, LAYER, TOKEN_IDS, TOKEN_LENGTH
-from neoscope.commit import MANIFEST
 from neoscope.errors import InputError
-from neoscope.recorded import REPORT
-from neoscope.records import CLAIM, RECORD_KEY, RECORDS, VOCABULARY
+from neoscope.layout import CLAIM, FOLDERS, MANIFEST, belongs
 from neoscope.storage import Store
-
-FILES = (MANIFEST, CLAIM, VOCABULARY, REPORT)
-FOLDERS = (GROUP, stored_statistics.GROUP, stored_statistics.FOLDER, RECORDS)
-ZARR = r"(zarr\.json|{names}/zarr\.json|{names}/c(/\d+)+)"
-PATTERNS = (
-    RECORD_KEY,
-    stored_statistics.KEY,
-    re.compile(f"{GROUP}/" + ZARR.format(names=rf"({LAYER}\d+|{TOKEN_IDS}|{TOKEN_LENGTH})")),
-    re.compile(
-        f"{stored_statistics.GROUP}/"
-        + ZARR.format(names=f"({'|'.join(stored_statistics.DIMENSIONS)})")
-    ),
-)
-
-
-def belongs(key: str) -> bool:
-    """Whether an object is one of a run's own, by its name."""
-    return key in FILES or any(pattern.fullmatch(key) for pattern in PATTERNS)
 
 
 def delete_run(store: Store) -> tuple[int, int]:

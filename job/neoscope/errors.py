@@ -3,6 +3,8 @@
 Every message says what was wrong, the value seen, and what to do; `cli.py` prints it as one line.
 """
 
+from __future__ import annotations
+
 
 class NeoscopeError(Exception):
     """Base of every error that neoscope raises on purpose."""

@@ -20,14 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from neoscope import chunks
-from neoscope.arrays import FILL_VALUES, TOKEN_IDS, TOKEN_TEXT, ArraySchema, metadata
-from neoscope.commit import schemas_of
+from neoscope.arrays import FILL_VALUES, ArraySchema, metadata, schemas_of
+from neoscope.layout import TOKEN_IDS, TOKEN_TEXT, VOCABULARY
 from neoscope.origin import Origin
 from neoscope.progress import Progress
-from neoscope.pull import at_a_time
-from neoscope.records import VOCABULARY
 from neoscope.selection import Numbers, Piece, Selection, pieces
-from neoscope.storage import Store
+from neoscope.storage import Store, concurrent_map
 from neoscope.token_strings import put_token_text
 
 DIGESTS = "digests.json"
@@ -90,7 +88,7 @@ def _kept(
 
     kept = set()
     progress.begin("checking what is there", len(there), "chunks")
-    for key, right in zip(there, at_a_time(is_right, there), strict=True):
+    for key, right in zip(there, concurrent_map(is_right, there), strict=True):
         progress.advance("checking what is there")
         if right:
             kept.add(key)
@@ -114,7 +112,7 @@ def _fetch(
         return key, chunks.digest(values)
 
     progress.begin("pulling", sum(_cost(origin, block) for block in missing.values()), "B")
-    for number, (key, digest) in enumerate(at_a_time(fetch, missing), 1):
+    for number, (key, digest) in enumerate(concurrent_map(fetch, missing), 1):
         progress.advance("pulling", _cost(origin, missing[key]))
         if missing[key].digest is None:
             noted[key] = digest

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from neoscope.model import find_model, load, load_tokenizer
+from neoscope.model import find_model, load
 from neoscope.spec import make_spec
+from neoscope.tokenizer import load_tokenizer
 
 
 def fetch(options: dict[str, Any]) -> list[str]:

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from neoscope.errors import InputError
-
 if TYPE_CHECKING:
     from transformers import GPTNeoForCausalLM, GPTNeoModel
     from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoBlock
+from neoscope.errors import InputError
 
 # On a CPU everything but `c_fc` goes through the batch by so many sequences: what one step leaves
 # is still in the cache for the next, and allocations under glibc's 32 MB are not mapped afresh

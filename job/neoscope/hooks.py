@@ -21,15 +21,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from neoscope import gpt_neo
-from neoscope.architectures import ARCHITECTURES, HookPoint, Side, hook_point, numbers_of
-from neoscope.arguments import check_choice, check_layers
-from neoscope.arrays import LAYER
-from neoscope.errors import InputError
-from neoscope.spec import FORWARDS, Forward
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+from neoscope import gpt_neo
+from neoscope.architectures import ARCHITECTURES, HookPoint, hook_point, numbers_of
+from neoscope.arguments import check_choice, check_layers
+from neoscope.errors import InputError
+from neoscope.spec import FORWARDS, LAYER, Forward, Side
 
 Consumer = Callable[[str, torch.Tensor], None]
 OTHER_HOOK = "give another --hook, or the --layers where it does"

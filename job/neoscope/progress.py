@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+
 LINE_EVERY = 10.0  # seconds between two progress lines where there is no terminal
 
 

@@ -19,13 +19,12 @@ from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
 from neoscope import chunks as stored
-from neoscope import stored_statistics
+from neoscope import layout
 from neoscope.arguments import check_name
-from neoscope.arrays import GROUP, LAYER, TOKEN_IDS, TOKEN_LENGTH, TOKEN_TEXT
-from neoscope.commit import read_manifest
 from neoscope.errors import CheckError, InputError, UsageError
-from neoscope.records import VOCABULARY
-from neoscope.selection import SELECTION
+from neoscope.layout import ACTIVATIONS, SELECTION, TOKEN_IDS, TOKEN_LENGTH, TOKEN_TEXT, VOCABULARY
+from neoscope.manifest import read_manifest
+from neoscope.spec import LAYER
 from neoscope.status import committed
 from neoscope.storage import Store, open_store
 
@@ -91,7 +90,7 @@ def _check_selection(store: Store, selection: dict[str, Any]) -> None:
             f"{store.url} holds a selection of {of} as safetensors: open its files with "
             "safetensors.numpy.load_file"
         )
-    if store.get(f"{GROUP}/zarr.json") is None:
+    if store.get(f"{ACTIVATIONS}/zarr.json") is None:
         raise InputError(
             f"the selection of {of} at {store.url} was broken off: the same neoscope pull finishes it"
         )
@@ -99,7 +98,7 @@ def _check_selection(store: Store, selection: dict[str, Any]) -> None:
 
 def open_arrays(store: Store) -> xarray.Dataset:
     """The arrays as they are stored, of a run that is known to be committed."""
-    return _open_group(store, GROUP)
+    return _open_group(store, ACTIVATIONS)
 
 
 def open_statistics(url: str, *, endpoint_url: str | None = None) -> xarray.Dataset:
@@ -116,7 +115,7 @@ def open_statistics_of(store: Store) -> xarray.Dataset:
     """The dataset of `open_statistics`, of the run in `store`."""
     if "statistics" not in committed(store):
         raise InputError(f"the run at {store.url} has no statistics: it has --no-statistics")
-    return _open_group(store, stored_statistics.GROUP)
+    return _open_group(store, layout.STATISTICS)
 
 
 def _open_group(store: Store, group: str) -> xarray.Dataset:

@@ -14,18 +14,18 @@ import numpy as np
 import torch
 
 from neoscope import chunks, text
-from neoscope.arrays import TOKEN_IDS
+from neoscope.arrays import schemas_of
 from neoscope.batch import batches
-from neoscope.commit import schemas_of
 from neoscope.errors import ConflictError
 from neoscope.hooks import capture
-from neoscope.model import find_model, load, load_tokenizer, pick_device
-from neoscope.prepare import added_tokens
+from neoscope.layout import TOKEN_IDS
+from neoscope.model import find_model, load, pick_device
 from neoscope.progress import Progress
 from neoscope.reading import open_arrays
 from neoscope.recorded import Find
 from neoscope.records import each_record
 from neoscope.storage import Store
+from neoscope.tokenizer import added_tokens, load_tokenizer
 
 # The largest root mean square of a sequence's differences in one layer, as a share of that of its
 # values. Two exact float32 passes differ by 1e-6; GPT-Neo's attention is unscaled, so trained weights

@@ -13,14 +13,13 @@ from typing import Any
 import numpy.typing as npt
 
 from neoscope import chunks, sealed
-from neoscope.arrays import TOKEN_IDS, TOKEN_LENGTH, ArraySchema
-from neoscope.commit import MANIFEST, schemas_of
+from neoscope.arrays import ArraySchema, schemas_of
 from neoscope.errors import CheckError
-from neoscope.records import CLAIM, VOCABULARY, each_record, record_key
+from neoscope.layout import CLAIM, MANIFEST, TOKEN_IDS, TOKEN_LENGTH, VOCABULARY, record_key
+from neoscope.records import each_record
 from neoscope.storage import Store
 from neoscope.totals import Totals
 
-REPORT = "report.html"  # beside a run, and no part of what it says
 AGAIN = "make the run anew (neoscope delete, then run)"
 
 

@@ -7,23 +7,14 @@ where there is none yet. It does not know how values are computed, nor the commi
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import re
 from collections.abc import Iterator
 from typing import Any
 
-from neoscope import lengths, sealed
-from neoscope.batch import Batch
-from neoscope.chunks import StoredChunk
+from neoscope import sealed
 from neoscope.errors import CheckError, ConflictError
+from neoscope.layout import CLAIM, RECORD_KEY, RECORDS, record_key
 from neoscope.spec import RunSpec, differing_fields
 from neoscope.storage import Body, Store
-
-CLAIM = "run.json"
-VOCABULARY = "vocabulary.json"
-RECORDS = "records"
-RECORD_KEY = re.compile(rf"{RECORDS}/(\d{{5}})-(\d{{8}})\.json")
-
 
 # Where no activations are stored; a record of each batch would be most of the work.
 BATCHES_A_RECORD = 64
@@ -34,23 +25,6 @@ def record_counts(spec: dict[str, Any]) -> list[int]:
     and with --no-arrays after every 64 and the last."""
     step, batches = 1 if spec["arrays"] else BATCHES_A_RECORD, spec["batches"]
     return [*range(step, batches, step), batches]
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredBatch:
-    """One batch and its chunks by array. `lengths` counts its tokens by length, special ones apart;
-    `read_back` is the chunk of each layer that was read back and compared."""
-
-    batch: Batch
-    arrays: dict[str, list[StoredChunk]]
-    lengths: dict[int, int]
-    special_tokens: int
-    read_back: dict[str, str]
-
-
-def record_key(partition: int, batches: int) -> str:
-    """The key of the record that `batches` batches of a partition are stored."""
-    return f"{RECORDS}/{partition:05d}-{batches:08d}.json"
 
 
 def read_claim(store: Store, spec: RunSpec | None = None) -> dict[str, Any] | None:
@@ -145,42 +119,6 @@ def recorded_otherwise(store: Store, key: str) -> CheckError:
         f"{store.url}/{key} is recorded with other values than were computed here: two unlike "
         "machines work on one partition; delete the run and use one kind of machine"
     )
-
-
-def record_content(stored: list[StoredBatch]) -> dict[str, Any]:
-    """What a record says of the batches since the one before."""
-    names = stored[0].arrays
-    return {
-        "arrays": {
-            name: array_record([part for batch in stored for part in batch.arrays[name]])
-            for name in names
-        },
-        "documents": [dataclasses.asdict(span) for each in stored for span in each.batch.documents],
-        "position": stored[-1].batch.position,
-        "length_histogram": {
-            str(length): count
-            for length, count in lengths.merge([batch.lengths for batch in stored]).items()
-        },
-        "special_tokens": sum(batch.special_tokens for batch in stored),
-        "read_back": {name: key for batch in stored for name, key in batch.read_back.items()},
-        "tags": {
-            part.key: part.tag
-            for batch in stored
-            for parts in batch.arrays.values()
-            for part in parts
-        },
-    }
-
-
-def array_record(parts: list[StoredChunk]) -> dict[str, Any]:
-    """The stored chunks of one array, batch by batch in C order of the grid, and what they hold."""
-    summary = parts[0].summary
-    for part in parts[1:]:
-        summary = summary + part.summary
-    return {
-        "chunks": [{"key": part.key, "size": part.size, "digest": part.digest} for part in parts],
-        "summary": dataclasses.asdict(summary),
-    }
 
 
 def recorded(store: Store) -> dict[int, list[int]]:

@@ -15,10 +15,10 @@ import numpy as np
 import xarray as xr
 
 from neoscope import by_length, figures
-from neoscope.commit import read_manifest, text_name
 from neoscope.errors import CheckError
+from neoscope.layout import VOCABULARY
+from neoscope.manifest import read_manifest, text_name
 from neoscope.reading import open_arrays, open_statistics_of
-from neoscope.records import VOCABULARY
 from neoscope.storage import Store
 
 STRONGEST = 12  # neurons in the table

@@ -20,13 +20,12 @@ from urllib.parse import urlsplit
 
 from obstore.store import S3Store
 
-from neoscope.errors import InputError, NeoscopeError, UnavailableError, UsageError
-
 if TYPE_CHECKING:
     from botocore.config import Config
     from botocore.exceptions import ClientError, SSLError
     from botocore.session import Session
     from obstore.store import ClientConfig, RetryConfig
+from neoscope.errors import InputError, NeoscopeError, UnavailableError, UsageError
 
 ENDPOINT = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[^/:\s]+)(:\d+)?(/\S*)?")
 DIRECTORY_BUCKET = "--x-s3"  # the end of its name, which no other bucket may have

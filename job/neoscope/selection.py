@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from neoscope.arrays import LAYER, TOKEN_IDS, TOKEN_LENGTH, ArraySchema
-from neoscope.commit import schemas_of
+from neoscope.arrays import ArraySchema, schemas_of
 from neoscope.errors import UsageError
-from neoscope.spec import number_ranges
+from neoscope.layout import TOKEN_IDS, TOKEN_LENGTH
+from neoscope.spec import LAYER, number_ranges
 
 Numbers = npt.NDArray[np.int64]
-SELECTION = "selection.json"  # put first at a place that holds a part of a run
 
 
 @dataclasses.dataclass(frozen=True)

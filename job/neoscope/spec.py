@@ -14,10 +14,11 @@ import re
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from neoscope.architectures import Side, check_pattern
-from neoscope.arguments import check_kind, check_layers
-from neoscope.errors import UsageError
+from neoscope.arguments import check_choice, check_kind, check_layers, check_name
+from neoscope.errors import InputError, UsageError
 
+Side = Literal["output", "input"]
+LAYER = "MLP_"  # MLP_0 is the first layer's
 GPT_NEO_125M = "EleutherAI/gpt-neo-125m"
 FINEWEB = "HuggingFaceFW/fineweb"
 # FineWeb's own 10-billion-token sample: its default configuration lists over 20,000 files at every start.
@@ -223,3 +224,26 @@ def differing_fields(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
         for name in names
         if mine.get(name) != theirs.get(name)
     ]
+
+
+def check_source(name: Any, revision: Any, weights: Any) -> str:
+    """The name of a model or its tokenizer as a string. InputError for what there is not."""
+    check_choice("weights", weights, WEIGHTS)
+    if revision is not None and not isinstance(revision, str):
+        raise InputError(f"revision={revision!r}: give a branch, tag or commit, or None for main")
+    found = check_name("name", name)
+    if revision and weights == "random" and full_name(found) in GPT_NEO_MODELS:
+        raise InputError(f"revision={revision!r} has no meaning with weights='random': drop one")
+    return found
+
+
+def check_pattern(module: Any) -> None:
+    if not isinstance(module, str):
+        raise InputError(
+            f'hook={module!r}: give a module\'s name, such as "model.layers.*.mlp.down_proj"'
+        )
+    if module.count("*") != 1:
+        raise UsageError(
+            f"--hook {module!r} has {module.count('*')} stars: give exactly one, where the layer's "
+            'number stands, as in "model.layers.*.mlp.down_proj"'
+        )

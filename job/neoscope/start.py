@@ -16,12 +16,14 @@ from typing import Any
 
 from neoscope.arguments import check_choice, check_flag, check_name, check_number
 from neoscope.batch import TooLittleText
-from neoscope.commit import commit, read_manifest
+from neoscope.commit import commit
 from neoscope.device import check_device
 from neoscope.errors import InputError, UsageError
+from neoscope.layout import CLAIM
+from neoscope.manifest import read_manifest
 from neoscope.place import check_place
 from neoscope.progress import Progress
-from neoscope.records import CLAIM, read_claim
+from neoscope.records import read_claim
 from neoscope.shapes import check_shape
 from neoscope.spec import DEVICES, RunSpec, make_spec
 from neoscope.storage import Store, open_store

@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from neoscope.commit import MANIFEST, read_manifest
 from neoscope.errors import InputError
-from neoscope.records import CLAIM, read_claim, recorded
+from neoscope.layout import CLAIM, MANIFEST
+from neoscope.manifest import read_manifest
+from neoscope.records import read_claim, recorded
 from neoscope.storage import Store
 
 

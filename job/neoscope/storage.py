@@ -15,7 +15,8 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -27,9 +28,10 @@ from obstore.store import LocalStore, S3Store
 from neoscope.errors import InputError, NeoscopeError, UnavailableError, UsageError
 from neoscope.s3 import RETRY, open_bucket
 
+S = TypeVar("S")
+T = TypeVar("T")
 Body = bytes | memoryview
 
-T = TypeVar("T")
 
 REQUESTS_IN_FLIGHT = 8
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")  # RFC 3986, 3.1
@@ -320,3 +322,9 @@ def _reason(error: Exception) -> str:
     first = lines[0].partition("<")[0].strip()[:300] if lines else type(error).__name__
     said = SAID.search(str(error))
     return f"{first} {said[1]}: {said[2]}" if said else first
+
+
+def concurrent_map(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """`work` of every item, in order, as many at a time as there may be requests on their way."""
+    with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
+        yield from pool.map(work, items)

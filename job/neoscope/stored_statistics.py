@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,24 +20,16 @@ import numpy.typing as npt
 from neoscope import chunks, sealed
 from neoscope.cells import BINS_PER_UNIT, HALF, Cells, merge
 from neoscope.errors import CheckError, InputError
+from neoscope.layout import (
+    PARTITION_STATISTICS,
+    STATISTICS,
+    STATISTICS_DIMENSIONS,
+    STATISTICS_KEY,
+    statistics_key,
+)
 from neoscope.records import last_record, put_before_record, recorded_otherwise
 from neoscope.storage import Store
 
-FOLDER = "statistics"
-GROUP = "statistics.zarr"
-KEY = re.compile(rf"{FOLDER}/\d{{5}}-\d{{8}}\.safetensors")
-DIMENSIONS = {
-    "tokens": ("first_position", "length"),
-    "histogram": ("layer", "first_position", "length", "bin"),
-    "total": ("layer", "first_position", "length", "neuron"),
-    "squared_deviation": ("layer", "first_position", "length", "neuron"),
-    "layer": ("layer",),
-    "first_position": ("first_position",),
-    "length": ("length",),
-    "neuron": ("neuron",),
-    "bin_left": ("bin",),
-    "bin_right": ("bin",),
-}
 DESCRIPTIONS = {
     "tokens": "Tokens of each length, special ones left out.",
     "histogram": "Activations in bins [bin_left, bin_right); the first and the last bin are open.",
@@ -63,10 +54,6 @@ UNITS = {
     "bin_left": "1",
     "bin_right": "1",
 }
-
-
-def statistics_key(partition: int, batches: int) -> str:
-    return f"{FOLDER}/{partition:05d}-{batches:08d}.safetensors"
 
 
 def put_cells(
@@ -125,7 +112,11 @@ def clear_superseded(store: Store, spec: dict[str, Any]) -> None:
     records name them."""
     if spec["statistics"]:
         last = {statistics_key(each, spec["batches"]) for each in range(spec["partitions"])}
-        there = {item.key for item in store.objects(FOLDER) if KEY.fullmatch(item.key)}
+        there = {
+            item.key
+            for item in store.objects(PARTITION_STATISTICS)
+            if STATISTICS_KEY.fullmatch(item.key)
+        }
         with contextlib.suppress(InputError):
             store.delete(sorted(there - last))
 
@@ -167,7 +158,7 @@ def merge_partitions(
 
 def _miscounted(store: Store) -> CheckError:
     return CheckError(
-        f"{store.url}/{FOLDER} has counted other tokens than the records: make the run anew"
+        f"{store.url}/{PARTITION_STATISTICS} has counted other tokens than the records: make the run anew"
     )
 
 
@@ -189,7 +180,7 @@ def zarr_objects(
         attributes={**attributes, "coordinates": "bin_left bin_right"},
     )
     for name in sorted(arrays):
-        values, dimensions = arrays[name], DIMENSIONS[name]
+        values, dimensions = arrays[name], STATISTICS_DIMENSIONS[name]
         by_layer = len(dimensions) > 1 and dimensions[0] == "layer"
         squeezed = BloscCodec(cname="zstd", clevel=3, shuffle=BloscShuffle.bitshuffle)
         array = group.create_array(
@@ -209,7 +200,7 @@ def zarr_objects(
         array[...] = values
     # Values, then the arrays' metadata, then the group's: until that is there no reader opens it.
     keys = sorted(memory, key=lambda key: (key.endswith("zarr.json"), key == "zarr.json", key))
-    return {f"{GROUP}/{key}": memory[key].to_bytes() for key in keys}
+    return {f"{STATISTICS}/{key}": memory[key].to_bytes() for key in keys}
 
 
 def digests(objects: dict[str, bytes]) -> dict[str, str]:
@@ -219,7 +210,9 @@ def digests(objects: dict[str, bytes]) -> dict[str, str]:
 
     memory: Any = {key: cpu.Buffer.from_bytes(body) for key, body in objects.items()}
     source = zarr.storage.MemoryStore(memory)
-    group = zarr.open_group(source, path=GROUP, mode="r", zarr_format=3, use_consolidated=False)
+    group = zarr.open_group(
+        source, path=STATISTICS, mode="r", zarr_format=3, use_consolidated=False
+    )
     return {name: chunks.digest(np.asarray(array[...])) for name, array in group.arrays()}
 
 
@@ -232,7 +225,7 @@ def manifest_entry(
             name: {
                 "shape": list(values.shape),
                 "dtype": str(values.dtype),
-                "dimensions": list(DIMENSIONS[name]),
+                "dimensions": list(STATISTICS_DIMENSIONS[name]),
                 "digest": chunks.digest(values),
             }
             for name, values in sorted(arrays.items())

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from neoscope.arrays import LAYER
-from neoscope.commit import text_name
+from neoscope.manifest import text_name
 from neoscope.opening import opening
 from neoscope.selection import number_words
+from neoscope.spec import LAYER
 
 
 def summary(manifest: dict[str, Any], url: str, endpoint_url: str | None) -> str:

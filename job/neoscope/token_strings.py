@@ -13,8 +13,9 @@ import google_crc32c
 import numpy as np
 
 from neoscope import chunks
-from neoscope.arrays import TOKEN_TEXT, ArraySchema
+from neoscope.arrays import ArraySchema
 from neoscope.errors import CheckError
+from neoscope.layout import TOKEN_TEXT
 from neoscope.storage import Store
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from neoscope import model
+from neoscope import spec, tokenizer
 from neoscope.arguments import check_number
 from neoscope.errors import InputError
 from neoscope.spec import GPT_NEO_125M, Weights
@@ -28,8 +28,8 @@ def load_tokenizer(
     have the vocabulary that comes with neoscope, which is theirs (GPT-2's), and need no Hub. Raises
     InputError for what there is not and for what cannot be loaded, UnavailableError without a Hub.
     """
-    name = model.check_source(name, revision, weights)
-    return model.load_tokenizer(None, revision=revision, model=name, weights=weights).tokenizer
+    name = spec.check_source(name, revision, weights)
+    return tokenizer.load_tokenizer(None, revision=revision, model=name, weights=weights).tokenizer
 
 
 def tokenize(

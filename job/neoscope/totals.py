@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from neoscope import chunks, lengths
-from neoscope.arrays import LAYER
 from neoscope.chunks import Summary
-from neoscope.records import record_key
-from neoscope.spec import canonical_json
+from neoscope.layout import record_key
+from neoscope.spec import LAYER, canonical_json
 
 LISTED_DOCUMENTS = 1000
 

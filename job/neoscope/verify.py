@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from neoscope import lengths, records, stored_statistics
-from neoscope.commit import MANIFEST, manifest_content
-from neoscope.delete import FOLDERS
+from neoscope import layout, lengths, records, stored_statistics
 from neoscope.errors import CheckError, InputError, UsageError
+from neoscope.layout import FOLDERS, MANIFEST, REPORT
+from neoscope.manifest import manifest_content
 from neoscope.place import left_by_system
 from neoscope.progress import Progress
-from neoscope.recorded import REPORT, Expected, Find, Recorded, held_against, read_recorded
+from neoscope.recorded import Expected, Find, Recorded, held_against, read_recorded
 from neoscope.storage import Store
 from neoscope.text import describe_file
 
@@ -50,7 +50,7 @@ class Verified:
 def verify(store: Store, progress: Progress) -> Verified:
     """Check every object of a committed run. Raises InputError where there is no run."""
     there = {item.key: item.size for item in store.objects()}
-    if records.CLAIM not in there and MANIFEST not in there:
+    if layout.CLAIM not in there and MANIFEST not in there:
         raise InputError(f"there is no run at {store.url}")
     if MANIFEST not in there:
         missing = "is missing: the run is not committed"
@@ -146,7 +146,7 @@ def _documents(store: Store, run: Recorded) -> Iterator[Find]:
     try:
         content, _ = manifest_content(store, run.claim, run.totals)
     except CheckError as error:
-        yield Find(stored_statistics.FOLDER, str(error))
+        yield Find(layout.PARTITION_STATISTICS, str(error))
         return
     for field, value in content.items():
         if (
@@ -169,7 +169,7 @@ def _statistics(store: Store, run: Recorded, merged: dict[str, dict[str, Any]]) 
     sound = {key: body for key, body in bodies.items() if body is not None}
     digests = {name: array["digest"] for name, array in merged.items()}
     if sound and not finds and stored_statistics.digests(sound) != digests:
-        yield Find(stored_statistics.GROUP, "holds other values than the partitions' cells give")
+        yield Find(layout.STATISTICS, "holds other values than the partitions' cells give")
 
 
 def _each_chunk(
@@ -204,12 +204,12 @@ def _chunk(store: Store, key: str, expected: Expected) -> Find | None:
 def _tokens(store: Store, run: Recorded) -> Iterator[Find]:
     """Token ids against the vocabulary, and token lengths against token ids. What was right a moment
     ago is held against its digest again: the way here may cut a body at any time."""
-    body = store.get(records.VOCABULARY) or b""
-    if find := run.find(records.VOCABULARY, body):
+    body = store.get(layout.VOCABULARY) or b""
+    if find := run.find(layout.VOCABULARY, body):
         yield find
         return
     vocabulary = json.loads(body)
-    table = lengths.length_table(vocabulary["tokens"], vocabulary["special"])
+    table = vocabulary.length_table(vocabulary["tokens"], vocabulary["special"])
     for said in run.tokens:
         counts = []
         for keys in zip(said.ids, said.lengths, strict=True):

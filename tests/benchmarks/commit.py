@@ -18,14 +18,15 @@ from pathlib import Path
 import numpy as np
 from measure import machine
 
-from neoscope import lengths, place, records
-from neoscope.arrays import TOKEN_IDS, TOKEN_LENGTH, array_schemas
+from neoscope import layout, lengths, place, records, stored_batch
+from neoscope.arrays import array_schemas, schemas_of
 from neoscope.batch import Batch, Span
 from neoscope.cells import BINS, Cells
-from neoscope.commit import commit, schemas_of
-from neoscope.records import StoredBatch
+from neoscope.commit import commit
+from neoscope.layout import TOKEN_IDS, TOKEN_LENGTH
 from neoscope.spec import make_spec
 from neoscope.storage import Store, open_store
+from neoscope.stored_batch import StoredBatch
 from neoscope.stored_statistics import put_cells
 from neoscope.writer import put_array
 
@@ -82,7 +83,7 @@ def make(store: Store, partitions: int, batches: int) -> dict[str, object]:
         for count in records.record_counts(claim["spec"]):
             stored = []
             for number in range(first, count):
-                key = records.record_key(partition, count)
+                key = layout.record_key(partition, count)
                 at = partition * batches + number
                 arrays = {
                     TOKEN_IDS: [put_array(store, schemas[TOKEN_IDS], at, ids, key)],
@@ -95,7 +96,11 @@ def make(store: Store, partitions: int, batches: int) -> dict[str, object]:
                 batch = Batch(ids, spans, {"stream": {"index": number}, "offset": 0})
                 counts = lengths.histogram(token_lengths)
                 stored.append(StoredBatch(batch, arrays, counts, 0, {}))
-            content = {**records.record_content(stored), "environment": ENVIRONMENT, "timings": {}}
+            content = {
+                **stored_batch.record_content(stored),
+                "environment": ENVIRONMENT,
+                "timings": {},
+            }
             if count == batches:
                 content["statistics"] = put_cells(store, partition, count, cells(batches), key)
             else:  # superseded: only its name is left

@@ -17,7 +17,7 @@ from faults.conftest import NewUrl, Tell, Undisturbed, times
 from faults.content import objects, put
 from faults.forks import Forks
 from neoscope import chunks, sealed
-from neoscope.commit import schemas_of
+from neoscope.arrays import schemas_of
 from neoscope.progress import Progress
 from neoscope.storage import open_store
 from neoscope.verify import verify

@@ -1,0 +1,62 @@
+"""Every key of a run: the names of its files and folders, and the patterns that tell them from others'.
+
+In: numbers. Out: keys, relative to the run's URL. It does not know what the objects hold.
+"""
+
+from __future__ import annotations
+
+import re
+
+from neoscope.spec import LAYER
+
+CLAIM = "run.json"
+MANIFEST = "manifest.json"
+VOCABULARY = "vocabulary.json"
+RECORDS = "records"
+ACTIVATIONS = "activations.zarr"
+TOKEN_IDS = "token_ids"
+TOKEN_LENGTH = "token_length"
+TOKEN_TEXT = "token_text"  # stored of selections; a run has vocabulary.json
+STATISTICS = "statistics.zarr"
+PARTITION_STATISTICS = "statistics"
+STATISTICS_DIMENSIONS = {
+    "tokens": ("first_position", "length"),
+    "histogram": ("layer", "first_position", "length", "bin"),
+    "total": ("layer", "first_position", "length", "neuron"),
+    "squared_deviation": ("layer", "first_position", "length", "neuron"),
+    "layer": ("layer",),
+    "first_position": ("first_position",),
+    "length": ("length",),
+    "neuron": ("neuron",),
+    "bin_left": ("bin",),
+    "bin_right": ("bin",),
+}
+REPORT = "report.html"  # beside a run, and no part of what it says
+SELECTION = "selection.json"  # put first at a place that holds a part of a run
+RECORD_KEY = re.compile(rf"{RECORDS}/(\d{{5}})-(\d{{8}})\.json")
+STATISTICS_KEY = re.compile(rf"{PARTITION_STATISTICS}/\d{{5}}-\d{{8}}\.safetensors")
+ZARR_KEYS = r"(zarr\.json|{names}/zarr\.json|{names}/c(/\d+)+)"
+FILES = (MANIFEST, CLAIM, VOCABULARY, REPORT)
+FOLDERS = (ACTIVATIONS, STATISTICS, PARTITION_STATISTICS, RECORDS)
+PATTERNS = (
+    RECORD_KEY,
+    STATISTICS_KEY,
+    re.compile(
+        f"{ACTIVATIONS}/" + ZARR_KEYS.format(names=rf"({LAYER}\d+|{TOKEN_IDS}|{TOKEN_LENGTH})")
+    ),
+    re.compile(f"{STATISTICS}/" + ZARR_KEYS.format(names=f"({'|'.join(STATISTICS_DIMENSIONS)})")),
+)
+
+
+def record_key(partition: int, batches: int) -> str:
+    """The key of the record that `batches` batches of a partition are stored."""
+    return f"{RECORDS}/{partition:05d}-{batches:08d}.json"
+
+
+def statistics_key(partition: int, batches: int) -> str:
+    return f"{PARTITION_STATISTICS}/{partition:05d}-{batches:08d}.safetensors"
+
+
+def belongs(key: str) -> bool:
+    """Whether an object is one of a run's own, by its name."""
+    return key in FILES or any(pattern.fullmatch(key) for pattern in PATTERNS)
