@@ -112,7 +112,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-    from neoscope.tokenizer import packaged_tokenizer
+    from neoscope.text.tokenizer import packaged_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny-gpt-neo")
     config = GPTNeoConfig(
@@ -162,13 +162,13 @@ def tiny_run(tiny_model: Path) -> list[str]:
 
 def invoke(*arguments: object, **environment: str) -> Finished:
     """Run the command in this process, which spares the seconds that its imports take."""
-    from neoscope import process
+    from neoscope.commands import main
 
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         for name, value in environment.items():
             patch.setenv(name, value)
-        code = process.invoke([*map(str, arguments)])
+        code = main.invoke([*map(str, arguments)])
     return Finished(code, out.getvalue(), err.getvalue())
 
 
@@ -180,7 +180,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers import ByteLevelBPETokenizer
     from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFast
 
-    from neoscope.text import SAMPLE_FILE
+    from neoscope.text.documents import SAMPLE_FILE
 
     folder = tmp_path_factory.mktemp("small-gpt-neo")
     learnt = ByteLevelBPETokenizer()
@@ -219,7 +219,7 @@ def small_run(small_model: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def partitioned(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A run of three partitions of two batches, from text files that give each its share."""
-    from neoscope.text import SAMPLE_FILE
+    from neoscope.text.documents import SAMPLE_FILE
 
     folder = tmp_path_factory.mktemp("partitioned")
     lines = SAMPLE_FILE.read_text("utf-8").splitlines()

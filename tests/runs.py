@@ -22,7 +22,7 @@ def make(kind: str, request: pytest.FixtureRequest, model: Path, *more: str) -> 
     url = new_place(kind, request)
     options = ("--model", model, "--dataset", "sample", "--batches", 2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("neoscope.arrays.MAX_CHUNK_ELEMENTS", 2 * POSITIONS * 16)
+        patch.setattr("neoscope.format.arrays.MAX_CHUNK_ELEMENTS", 2 * POSITIONS * 16)
         done = invoke("run", url, *options, "--sequences", 8, "--positions", POSITIONS, *more)
     assert done.code == 0, done.err
     return url

@@ -17,11 +17,11 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import neoscope
-from neoscope.architectures import ARCHITECTURES
+from neoscope.commands.plan import model_shape
 from neoscope.errors import InputError, UsageError
-from neoscope.hooks import stream, uses_fast_path
-from neoscope.plan import model_shape
-from neoscope.prepare import _neurons
+from neoscope.model.architectures import ARCHITECTURES
+from neoscope.model.hooks import stream, uses_fast_path
+from neoscope.pipeline.inputs import _neurons
 from neoscope.spec import RunSpec
 
 VOCABULARY, POSITIONS, LAYERS = 97, 24, 3

@@ -25,13 +25,19 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neoscope import chunks
-from neoscope.arrays import MAX_CHUNK_ELEMENTS, ArraySchema, array_schemas, layer_chunks, metadata
 from neoscope.errors import CheckError, UnavailableError
-from neoscope.layout import TOKEN_IDS, TOKEN_LENGTH
+from neoscope.format import chunks
+from neoscope.format.arrays import (
+    MAX_CHUNK_ELEMENTS,
+    ArraySchema,
+    array_schemas,
+    layer_chunks,
+    metadata,
+)
+from neoscope.format.layout import TOKEN_IDS, TOKEN_LENGTH
+from neoscope.pipeline.layer_writer import RING, LayerWriter, put_array
 from neoscope.spec import RunSpec
-from neoscope.storage import Body, Store, open_store
-from neoscope.writer import RING, LayerWriter, put_array
+from neoscope.storage.store import Body, Store, open_store
 
 SPEC = RunSpec(sequences=8, positions=5, batches=2)
 RECORD = "records/00000-00000001.json"

@@ -20,7 +20,7 @@ import torch
 import transformers
 
 from conftest import BUCKET, Finished, invoke, neoscope
-from neoscope.storage import open_store
+from neoscope.storage.store import open_store
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neoscope.batch import Batch, Span, batches
 from neoscope.errors import InputError
-from neoscope.tokenizer import packaged_tokenizer
+from neoscope.text.packing import Batch, Span, batches
+from neoscope.text.tokenizer import packaged_tokenizer
 
 SEPARATOR = 7
 

@@ -9,8 +9,9 @@ import numpy.typing as npt
 import pytest
 import xarray as xr
 
-from neoscope import by_length, open_run, open_statistics
+from neoscope import open_run, open_statistics
 from neoscope.errors import InputError, UsageError
+from neoscope.statistics import by_length
 
 
 def by_hand(url: str, first_positions: bool) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint16]]:

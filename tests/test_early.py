@@ -16,10 +16,10 @@ import transformers
 
 from conftest import invoke
 from fake_hub import serving
-from neoscope.architectures import ARCHITECTURES
-from neoscope.hooks import _named_modules
-from neoscope.random_weights import published_config
-from neoscope.shapes import LAYERS, POSITIONS, PUBLISHED_SHAPES, check_shape, gpt_neo_modules
+from neoscope.model.architectures import ARCHITECTURES
+from neoscope.model.hooks import _named_modules
+from neoscope.model.random_weights import published_config
+from neoscope.model.shapes import LAYERS, POSITIONS, PUBLISHED_SHAPES, check_shape, gpt_neo_modules
 from neoscope.spec import make_spec
 
 HEAVY = ("torch", "transformers", "datasets", "numba")

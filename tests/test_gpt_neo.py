@@ -14,8 +14,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-from neoscope import gpt_neo
 from neoscope.errors import InputError
+from neoscope.model import gpt_neo
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SMALL = {"hidden_size": 64, "num_heads": 4, "window_size": 16, "max_position_embeddings": 64}

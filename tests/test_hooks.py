@@ -12,9 +12,9 @@ import xarray
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 import neoscope
-from neoscope.architectures import ARCHITECTURES
 from neoscope.errors import InputError
-from neoscope.hooks import capture, hook_points, stream
+from neoscope.model.architectures import ARCHITECTURES
+from neoscope.model.hooks import capture, hook_points, stream
 
 VOCABULARY, POSITIONS, WINDOW = 101, 40, 8
 

@@ -18,7 +18,7 @@ from minio_program import IMAGE
 
 from conftest import ROOT, invoke
 from neoscope import errors
-from neoscope.cli import cli
+from neoscope.commands.cli import cli
 
 if shutil.which("kubectl") is None:
     pytest.skip("kubectl is not here", allow_module_level=True)

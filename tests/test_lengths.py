@@ -17,9 +17,9 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from neoscope.errors import InputError
-from neoscope.lengths import histogram, merge, summarize
-from neoscope.tokenizer import packaged_tokenizer
-from neoscope.vocabulary import length_table, special_ids, vocabulary_strings
+from neoscope.statistics.token_lengths import histogram, merge, summarize
+from neoscope.text.tokenizer import packaged_tokenizer
+from neoscope.text.vocabulary import length_table, special_ids, vocabulary_strings
 
 END_OF_TEXT = 50_256
 lengths = st.lists(st.integers(0, 40), max_size=200)

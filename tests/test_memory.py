@@ -11,9 +11,10 @@ import torch
 from transformers import GemmaConfig, GPTNeoConfig
 
 from conftest import invoke
-from neoscope import memory, model, pipeline
 from neoscope.errors import InputError
-from neoscope.random_weights import published_config
+from neoscope.model import loading, memory
+from neoscope.model.random_weights import published_config
+from neoscope.pipeline import partition
 from neoscope.spec import GPT_NEO_125M, RunSpec
 
 NEURONS = 3072
@@ -106,7 +107,7 @@ def test_a_pass_that_runs_out_of_memory_is_one_line(
     options: list[str],
     advice: str,
 ) -> None:
-    monkeypatch.setattr(pipeline, "stream", out_of_memory)
+    monkeypatch.setattr(partition, "stream", out_of_memory)
     done = invoke("run", tmp_path / "run", *small_run, *options)
     assert done.code == 3
     sequences = "1" if options else "8"
@@ -119,7 +120,7 @@ def test_a_pass_that_runs_out_of_memory_is_one_line(
 def test_weights_that_do_not_fit_are_one_line(
     small_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model, "_pretrained_model", out_of_memory)
+    monkeypatch.setattr(loading, "_pretrained_model", out_of_memory)
     done = invoke("run", tmp_path / "run", *small_run)
     assert done.code == 3
     assert re.search(

@@ -25,8 +25,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from conftest import Finished, invoke
 from neoscope import capture, load_model
 from neoscope.errors import InputError
-from neoscope.text import SAMPLE_FILE
-from neoscope.vocabulary import length_table, special_ids, vocabulary_strings
+from neoscope.text.documents import SAMPLE_FILE
+from neoscope.text.vocabulary import length_table, special_ids, vocabulary_strings
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
 BOS = 1

@@ -123,15 +123,15 @@ def test_keys_that_reach_their_own_prefix_only_are_enough(
 def test_what_comes_while_the_model_is_loaded_is_not_written_to(
     place: str, small_run: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from neoscope import pipeline
+    from neoscope.pipeline import partition
 
-    prepare = pipeline.prepare
+    prepare = partition.prepare
 
     def slow(*arguments: object) -> object:
         put(place, "mine.txt", b"mine")
         return prepare(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pipeline, "prepare", slow)
+    monkeypatch.setattr(partition, "prepare", slow)
     done = invoke("run", place, *small_run)
     assert done.code == 4 and "mine.txt" in done.err
     assert set(listing(place)) == {"mine.txt"}
@@ -141,9 +141,9 @@ def test_workers_of_one_run_that_start_at_once_share_the_place(
     place: str, small_run: list[str]
 ) -> None:
     """All of them find no claim; those that come late find the first one's chunks."""
-    from neoscope import place as places
-    from neoscope.layout import CLAIM
-    from neoscope.storage import open_store
+    from neoscope.format import claim as places
+    from neoscope.format.layout import CLAIM
+    from neoscope.storage.store import open_store
 
     store, found = open_store(place, write=True), []
     barrier = threading.Barrier(8)
@@ -166,13 +166,13 @@ def test_workers_of_one_run_that_start_at_once_share_the_place(
 def test_a_claim_that_was_put_by_a_worker_killed_right_after_is_adopted(
     place: str, small_run: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from neoscope import pipeline
+    from neoscope.pipeline import partition
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.records, "check_resolved", killed)
+        patch.setattr(partition.records, "check_resolved", killed)
         assert invoke("run", place, *small_run).code == 130
     assert set(listing(place)) == {"run.json"}
     assert invoke("run", place, *small_run).code == 0

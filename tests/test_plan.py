@@ -15,8 +15,8 @@ import transformers
 
 from conftest import invoke, neoscope
 from faults.proxy import Request, proxied
-from neoscope.plan import plan
-from neoscope.price import Rates, lines, seconds
+from neoscope.commands.plan import plan
+from neoscope.commands.price import Rates, lines, seconds
 from neoscope.spec import RunSpec, make_spec
 from places import body, listing
 
@@ -57,7 +57,7 @@ def run(url: str, spec: RunSpec, *more: str, text: Path | None = None) -> None:
 @pytest.fixture
 def two_files(tmp_path: Path) -> Path:
     """The sample twice, so that two partitions have a share each."""
-    from neoscope.text import SAMPLE_FILE
+    from neoscope.text.documents import SAMPLE_FILE
 
     folder = tmp_path / "text"
     folder.mkdir()

@@ -21,7 +21,7 @@ from conftest import invoke
 from faults.proxy import Proxy, proxied, spoil
 from neoscope import open_run
 from neoscope.progress import Progress
-from neoscope.storage import Body, Store
+from neoscope.storage.store import Body, Store
 from places import body, dataset, listing, put
 from runs import CHUNKS, bodies, chunk_gets, make, pull
 

@@ -16,10 +16,11 @@ import pytest
 
 import neoscope
 from conftest import invoke
-from neoscope import by_length, capture, load_model, load_tokenizer, open_run, tokenize
+from neoscope import capture, load_model, load_tokenizer, open_run, tokenize
+from neoscope.commands.options import SPEC_OPTIONS
 from neoscope.errors import ConflictError, InputError, UsageError
-from neoscope.options import SPEC_OPTIONS
-from neoscope.text import SAMPLE_FILE
+from neoscope.statistics import by_length
+from neoscope.text.documents import SAMPLE_FILE
 from places import listing
 
 

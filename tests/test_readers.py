@@ -18,7 +18,7 @@ import zarr
 
 from conftest import invoke
 from neoscope import load_model
-from neoscope.hooks import capture
+from neoscope.model.hooks import capture
 from places import in_minio, new_place, zarr_store
 
 SEQUENCES, POSITIONS, NEURONS = 8, 24, 64  # in chunks of 2 x 24 x 16
@@ -39,7 +39,7 @@ def computed(small_model: Path) -> dict[str, npt.NDArray[Any]]:
     """Every array of the run, computed without storage."""
     from transformers import AutoTokenizer
 
-    from neoscope.text import SAMPLE_FILE
+    from neoscope.text.documents import SAMPLE_FILE
 
     tokenizer = AutoTokenizer.from_pretrained(small_model)
     lines = SAMPLE_FILE.read_text("utf-8").splitlines()
@@ -75,7 +75,7 @@ def stored(
     words += ["--sequences", SEQUENCES, "--positions", POSITIONS]
     words += ["--store-dtype", dtype, "--compression", request.param]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("neoscope.arrays.MAX_CHUNK_ELEMENTS", 2 * POSITIONS * 16)
+        patch.setattr("neoscope.format.arrays.MAX_CHUNK_ELEMENTS", 2 * POSITIONS * 16)
         done = invoke("run", url, *words)
     assert done.code == 0, done.err
     cast = {

@@ -16,7 +16,7 @@ import zarr
 from conftest import invoke
 from neoscope import open_run
 from neoscope.errors import CheckError, InputError, UsageError
-from neoscope.text import SAMPLE_FILE
+from neoscope.text.documents import SAMPLE_FILE
 from places import body, listing, new_place, put, zarr_store
 
 SEQUENCES, POSITIONS, NEURONS = 16, 24, 64  # in chunks of 2 x 24 x 64
@@ -137,7 +137,7 @@ def test_a_selection_reads_the_chunks_that_it_lies_in(url: str, keys_read: list[
 def test_one_neuron_reads_one_column_of_chunks(
     tmp_path: Path, small_model: Path, keys_read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("neoscope.arrays.MAX_CHUNK_ELEMENTS", 2 * 24 * 16)
+    monkeypatch.setattr("neoscope.format.arrays.MAX_CHUNK_ELEMENTS", 2 * 24 * 16)
     options = ("--model", small_model, "--dataset", "sample", "--sequences", 8, "--positions", 24)
     assert invoke("run", tmp_path / "run", *options).code == 0
     run = open_run(str(tmp_path / "run"))

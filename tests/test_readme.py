@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 
 from conftest import ROOT, invoke
-from neoscope import by_length, open_run, open_statistics
-from neoscope.cli import EXIT_CODES, cli
-from neoscope.text import SAMPLE_FILE
+from neoscope import open_run, open_statistics
+from neoscope.commands.cli import EXIT_CODES, cli
+from neoscope.statistics import by_length
+from neoscope.text.documents import SAMPLE_FILE
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

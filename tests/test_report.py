@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from conftest import invoke
-from neoscope import by_length, open_statistics
+from neoscope import open_statistics
+from neoscope.statistics import by_length
 
 VOID = {"meta", "br", "use", "path", "rect", "img", "link"}
 

@@ -28,10 +28,11 @@ import xxhash
 import zarr
 
 from conftest import Finished, invoke, neoscope
-from neoscope import load_model, open_run, sealed
+from neoscope import load_model, open_run
 from neoscope.errors import InputError, UnavailableError
-from neoscope.hooks import capture
-from neoscope.text import SAMPLE_FILE
+from neoscope.format import sealed_json
+from neoscope.model.hooks import capture
+from neoscope.text.documents import SAMPLE_FILE
 from places import body, dataset, in_minio, listing, new_place, put, zarr_store
 
 LAYERS = ("MLP_0", "MLP_1", "MLP_2")
@@ -205,7 +206,7 @@ def test_claim_records_and_manifest_hold_to_the_published_schemas(run: Run) -> N
         kind = {"run.json": "run", "manifest.json": "manifest"}.get(key)
         kind = "record" if key.startswith("records/") else kind
         if kind:
-            jsonschema.Draft202012Validator(sealed.schema(kind)).validate(
+            jsonschema.Draft202012Validator(sealed_json.schema(kind)).validate(
                 json.loads(body(run.url, key))
             )
 
@@ -716,7 +717,7 @@ def test_a_recorded_chunk_that_is_not_there_is_a_failed_check_and_no_manifest(
 def test_a_store_that_gives_back_other_bytes_is_a_failed_check_and_leaves_no_record(
     small_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from neoscope.storage import Store
+    from neoscope.storage.store import Store
 
     really_get = Store.get
 
@@ -822,7 +823,7 @@ def test_delete_takes_yes_for_an_answer_at_a_terminal(
 def test_delete_begins_with_the_manifest_and_ends_with_the_claim(
     finished: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from neoscope.storage import Store
+    from neoscope.storage.store import Store
 
     order: list[str] = []
     really_delete = Store.delete
@@ -841,7 +842,7 @@ def test_delete_begins_with_the_manifest_and_ends_with_the_claim(
 def test_a_deletion_that_broke_off_leaves_no_finished_run_and_can_be_repeated(
     finished: str, small_run: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from neoscope.storage import Store
+    from neoscope.storage.store import Store
 
     really_delete = Store.delete
 

@@ -17,7 +17,7 @@ import pytest
 from conftest import BUCKET, invoke
 from faults.proxy import Proxy, Request, proxied
 from neoscope.errors import InputError, UnavailableError, UsageError
-from neoscope.storage import open_store
+from neoscope.storage.store import open_store
 
 NOWHERE = "http://127.0.0.1:9"
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import xxhash
 
-from neoscope.text import SAMPLE_FILE
-from neoscope.tokenizer import packaged_tokenizer
+from neoscope.text.documents import SAMPLE_FILE
+from neoscope.text.tokenizer import packaged_tokenizer
 
 COLUMNS = {"id", "text", "url", "language", "token_count"}
 

@@ -12,8 +12,8 @@ import jsonschema
 import jsonschema_rs
 import pytest
 
-from neoscope import sealed
 from neoscope.errors import CheckError
+from neoscope.format import sealed_json
 
 DIGEST = "0123456789abcdef" * 2
 
@@ -42,7 +42,7 @@ def record() -> dict[str, Any]:
 
 
 def load(body: bytes) -> dict[str, Any]:
-    return sealed.load("record", body, "records/x.json")
+    return sealed_json.load("record", body, "records/x.json")
 
 
 def reseal(body: bytes) -> bytes:
@@ -53,7 +53,7 @@ def reseal(body: bytes) -> bytes:
 
 
 def test_a_document_reads_back_as_it_was_written(record: dict[str, Any]) -> None:
-    document = load(sealed.dump("record", record))
+    document = load(sealed_json.dump("record", record))
     assert {name: document[name] for name in record} == record
     assert document["kind"] == "neoscope.record"
 
@@ -61,14 +61,14 @@ def test_a_document_reads_back_as_it_was_written(record: dict[str, Any]) -> None
 def test_the_seal_is_the_digest_of_the_bytes_with_its_digits_zeroed(
     record: dict[str, Any],
 ) -> None:
-    body = sealed.dump("record", record)
+    body = sealed_json.dump("record", record)
     seal = json.loads(body)["seal"].encode()
     assert body.count(seal) == 1
     assert hashlib.sha256(body.replace(seal, b"0" * 64)).hexdigest().encode() == seal
 
 
 def test_any_single_flipped_bit_is_found(record: dict[str, Any]) -> None:
-    body = sealed.dump("record", record)
+    body = sealed_json.dump("record", record)
     for place in range(len(body)):
         for bit in range(8):
             damaged = bytearray(body)
@@ -93,29 +93,29 @@ def test_any_single_flipped_bit_is_found(record: dict[str, Any]) -> None:
 )
 def test_a_cut_padded_or_edited_document_is_found(record: dict[str, Any], damage: Any) -> None:
     with pytest.raises(CheckError, match="damaged"):
-        load(damage(sealed.dump("record", record)))
+        load(damage(sealed_json.dump("record", record)))
 
 
 def test_a_text_that_looks_like_a_seal_does_not_confuse_it(record: dict[str, Any]) -> None:
     record["documents"][0]["id"] = '\n  "seal": "' + "0" * 64 + '"'
-    assert load(sealed.dump("record", record))["documents"] == record["documents"]
+    assert load(sealed_json.dump("record", record))["documents"] == record["documents"]
 
 
 def test_the_content_digest_leaves_out_what_differs_between_two_runs(
     record: dict[str, Any],
 ) -> None:
-    before = load(sealed.dump("record", record))
+    before = load(sealed_json.dump("record", record))
     record["timings"] = {"capture": 9.0, "store": 1.0}
     record["environment"]["device"] = "another"
     record["position"]["stream"] = {"the same place": "in other words"}
     record["tags"] = {"activations.zarr/MLP_0/c/0/0/0": "etag"}
-    after = load(sealed.dump("record", record))
+    after = load(sealed_json.dump("record", record))
     assert after["content_digest"] == before["content_digest"]
     assert after["seal"] != before["seal"]
 
 
 def test_the_content_digest_covers_everything_else(record: dict[str, Any]) -> None:
-    before = load(sealed.dump("record", record))["content_digest"]
+    before = load(sealed_json.dump("record", record))["content_digest"]
     changes: dict[str, Any] = {
         "fingerprint": "e" * 64,
         "partition": 1,
@@ -128,12 +128,12 @@ def test_the_content_digest_covers_everything_else(record: dict[str, Any]) -> No
     }
     assert changes.keys() == record.keys() - {"tags", "environment", "timings", "position"}
     for name, value in changes.items():
-        changed = load(sealed.dump("record", {**record, name: value}))
+        changed = load(sealed_json.dump("record", {**record, name: value}))
         assert changed["content_digest"] != before, name
 
 
 def test_the_content_digest_is_that_of_the_published_form(record: dict[str, Any]) -> None:
-    document = load(sealed.dump("record", record))
+    document = load(sealed_json.dump("record", record))
     left_out = {"seal", "content_digest", "environment", "position", "tags", "timings"}
     content = {name: value for name, value in document.items() if name not in left_out}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -141,7 +141,9 @@ def test_the_content_digest_is_that_of_the_published_form(record: dict[str, Any]
 
 
 def test_a_forged_content_with_a_seal_that_fits_is_found(record: dict[str, Any]) -> None:
-    body = sealed.dump("record", record).replace(b'"special_tokens": 0', b'"special_tokens": 1')
+    body = sealed_json.dump("record", record).replace(
+        b'"special_tokens": 0', b'"special_tokens": 1'
+    )
     with pytest.raises(CheckError, match="content digest does not fit"):
         load(reseal(body))
 
@@ -180,11 +182,11 @@ def broken(record: dict[str, Any]) -> list[dict[str, Any]]:
 def test_nothing_that_breaks_the_schema_is_written(record: dict[str, Any]) -> None:
     for document in broken(record):
         with pytest.raises(jsonschema_rs.ValidationError):
-            sealed.dump("record", document)
+            sealed_json.dump("record", document)
 
 
 def test_nothing_that_breaks_the_schema_is_read(record: dict[str, Any]) -> None:
-    body = sealed.dump("record", record)
+    body = sealed_json.dump("record", record)
     for old, new in [
         (b'"batches": 1', b'"batches": 0'),
         (b'"partition": 0,', b'"partition": 0, "unknown": 1,'),
@@ -200,13 +202,13 @@ def test_a_value_that_json_does_not_have_is_never_written(record: dict[str, Any]
     for part, name in ((record["arrays"]["MLP_0"]["summary"], "total"), (record["timings"], "x")):
         part[name] = float("nan")
         with pytest.raises((ValueError, jsonschema_rs.ValidationError)):
-            sealed.dump("record", record)
+            sealed_json.dump("record", record)
         part[name] = 0.0
 
 
 @pytest.mark.parametrize("kind", ["run", "record", "manifest"])
 def test_the_published_schemas_are_valid_and_say_what_every_object_may_hold(kind: str) -> None:
-    schema = sealed.schema(kind)
+    schema = sealed_json.schema(kind)
     jsonschema.Draft202012Validator.check_schema(schema)
     assert schema["additionalProperties"] is False
     assert schema["properties"]["kind"] == {"const": f"neoscope.{kind}"}

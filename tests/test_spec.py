@@ -13,7 +13,7 @@ from typing import Any
 import click
 import pytest
 
-from neoscope.cli import cli, unknown_variables
+from neoscope.commands.cli import cli, unknown_variables
 from neoscope.errors import UsageError
 from neoscope.spec import (
     FINEWEB,

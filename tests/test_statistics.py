@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from by_numpy import EDGES, assert_as_numpy
-from neoscope.cells import BINS, HALF, Cells, merge
 from neoscope.errors import CheckError
-from neoscope.statistics import LengthStatistics, accumulate_torch
+from neoscope.statistics.accumulator import LengthStatistics, accumulate_torch
+from neoscope.statistics.cells import BINS, HALF, Cells, merge
 
 VOCABULARY = np.array([0, 1, 1, 2, 3, 5, 8, 64], np.uint16)  # lengths by token id; 0 is special
 NEURONS = 700  # more than a block of the kernel, and no multiple of it

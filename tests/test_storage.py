@@ -20,9 +20,9 @@ import boto3
 import pytest
 
 from conftest import BUCKET, invoke
-from neoscope import s3
 from neoscope.errors import InputError, UnavailableError, UsageError
-from neoscope.storage import Store, open_store
+from neoscope.storage import s3
+from neoscope.storage.store import Store, open_store
 
 # Keys as people name things, and as they should not.
 NAMES = [

@@ -12,10 +12,12 @@ import zarr
 
 from by_numpy import assert_as_numpy
 from conftest import invoke
-from neoscope import layout, open_run, open_statistics, records, stored_statistics
-from neoscope.cells import Cells, merge
+from neoscope import open_run, open_statistics
 from neoscope.errors import CheckError, InputError
-from neoscope.storage import Store, open_store
+from neoscope.format import layout, records
+from neoscope.format import statistics as stored_statistics
+from neoscope.statistics.cells import Cells, merge
+from neoscope.storage.store import Store, open_store
 
 
 def arguments(model: Path, **options: object) -> list[str]:

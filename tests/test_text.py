@@ -15,7 +15,7 @@ import pytest
 
 from neoscope.errors import InputError, UsageError
 from neoscope.spec import SAMPLE, make_spec
-from neoscope.text import SAMPLE_FILE, Documents, describe_file, file_kind, resolve
+from neoscope.text.documents import SAMPLE_FILE, Documents, describe_file, file_kind, resolve
 
 # Long enough that a gzip or Parquet file has something to damage.
 TEXTS = [

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from conftest import invoke
-from neoscope import prepare, text
+from neoscope.pipeline import inputs
+from neoscope.text import documents as text_documents
 
 SIZE = ("--sequences", 4, "--positions", 16)
 WHOLE = 7  # batches that the text fills
@@ -35,7 +36,7 @@ def content(place: Path) -> str:
 @pytest.fixture(params=[32 << 20, 1], ids=["kept", "counted"])
 def ahead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches are packed once and kept, or of more than fits are counted first."""
-    monkeypatch.setattr(prepare, "AHEAD_BYTES", request.param)
+    monkeypatch.setattr(inputs, "AHEAD_BYTES", request.param)
 
 
 @pytest.mark.usefixtures("ahead")
@@ -60,7 +61,7 @@ def test_looking_ahead_changes_no_result(
 ) -> None:
     given = ("--text", documents, "--batches", WHOLE)
     for number, size in enumerate((32 << 20, 1, 1000)):
-        monkeypatch.setattr(prepare, "AHEAD_BYTES", size)
+        monkeypatch.setattr(inputs, "AHEAD_BYTES", size)
         assert run(tmp_path / f"{number}", small_model, *given).code == 0
     assert content(tmp_path / "0") == content(tmp_path / "1") == content(tmp_path / "2")
 
@@ -69,9 +70,9 @@ def test_no_text_that_is_kept_is_read_twice(
     documents: Path, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = []
-    following = text.Documents.next
+    following = text_documents.Documents.next
     monkeypatch.setattr(
-        text.Documents, "next", lambda documents: read.append(1) or following(documents)
+        text_documents.Documents, "next", lambda documents: read.append(1) or following(documents)
     )
     assert run(tmp_path / "run", small_model, "--text", documents, "--batches", 3).code == 0
     assert len(read) == 10  # of 20 tokens: 192 are in the first ten

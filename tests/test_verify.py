@@ -21,7 +21,7 @@ def run(request: pytest.FixtureRequest, small_model: Path) -> str:
 @pytest.fixture(scope="module")
 def of_files(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[Path]]:
     """A run of two local files, and the files."""
-    from neoscope.text import SAMPLE_FILE
+    from neoscope.text.documents import SAMPLE_FILE
 
     folder = tmp_path_factory.mktemp("of-files")
     lines = SAMPLE_FILE.read_text("utf-8").splitlines()

@@ -23,7 +23,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from huggingface_hub import constants, get_session
 
-from neoscope.layout import belongs
+from neoscope.format.layout import belongs
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from neoscope.errors import NeoscopeError
 
 if TYPE_CHECKING:
-    from neoscope import by_length
-    from neoscope.hooks import capture
-    from neoscope.model import load_model
-    from neoscope.reading import open_run, open_statistics
-    from neoscope.start import run
-    from neoscope.tokenizing import load_tokenizer, tokenize
+    from neoscope.model.hooks import capture
+    from neoscope.model.loading import load_model
+    from neoscope.pipeline.run import run
+    from neoscope.reading.dataset import open_run, open_statistics
+    from neoscope.statistics import by_length
+    from neoscope.text.tokenizing import load_tokenizer, tokenize
 
     __version__: str
 
@@ -35,13 +35,13 @@ __all__ = [
 ]
 # No module of the package has the name of a function here: importing it would put it in its place.
 _HOMES = {
-    "capture": "hooks",
-    "load_model": "model",
-    "load_tokenizer": "tokenizing",
-    "open_run": "reading",
-    "open_statistics": "reading",
-    "run": "start",
-    "tokenize": "tokenizing",
+    "capture": "model.hooks",
+    "load_model": "model.loading",
+    "load_tokenizer": "text.tokenizing",
+    "open_run": "reading.dataset",
+    "open_statistics": "reading.dataset",
+    "run": "pipeline.run",
+    "tokenize": "text.tokenizing",
 }
 
 
@@ -52,7 +52,7 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         return metadata.version("neoscope")
     if name == "by_length":
-        return importlib.import_module("neoscope.by_length")
+        return importlib.import_module("neoscope.statistics.by_length")
     if name not in _HOMES:
         raise AttributeError(f"module 'neoscope' has no attribute {name!r}")
     return getattr(importlib.import_module(f"neoscope.{_HOMES[name]}"), name)

@@ -1,5 +1,5 @@
 """`python -m neoscope` is the command `neoscope`."""
 
-from neoscope.process import main
+from neoscope.commands.main import main
 
 main()

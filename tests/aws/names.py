@@ -27,7 +27,7 @@ import trustme
 from minio_program import binary
 
 from conftest import invoke
-from neoscope.storage import open_store
+from neoscope.storage.store import open_store
 
 BUCKET, DOTTED, THERE = "neoscope-test", "neoscope.test", "neoscope-there"
 REGIONS = {BUCKET: "us-east-1", DOTTED: "us-east-1", THERE: "eu-central-1"}

@@ -18,17 +18,19 @@ from pathlib import Path
 import numpy as np
 from measure import machine
 
-from neoscope import layout, lengths, place, records, stored_batch
-from neoscope.arrays import array_schemas, schemas_of
-from neoscope.batch import Batch, Span
-from neoscope.cells import BINS, Cells
-from neoscope.commit import commit
-from neoscope.layout import TOKEN_IDS, TOKEN_LENGTH
+from neoscope.format import layout, records
+from neoscope.format.arrays import array_schemas, schemas_of
+from neoscope.format.claim import put_claim
+from neoscope.format.layout import TOKEN_IDS, TOKEN_LENGTH
+from neoscope.format.statistics import put_cells
+from neoscope.pipeline import stored_batch
+from neoscope.pipeline.commit import commit
+from neoscope.pipeline.layer_writer import put_array
+from neoscope.pipeline.stored_batch import StoredBatch
 from neoscope.spec import make_spec
-from neoscope.storage import Store, open_store
-from neoscope.stored_batch import StoredBatch
-from neoscope.stored_statistics import put_cells
-from neoscope.writer import put_array
+from neoscope.statistics.cells import BINS, Cells
+from neoscope.storage.store import Store, open_store
+from neoscope.text.packing import Batch, Span
 
 LAYERS, NEURONS, CELLS, DOCUMENTS = 12, 3072, 25, 12
 ENVIRONMENT = {"python": "3", "platform": "none", "device": "cpu", "libraries": {"torch": "2"}}
@@ -55,7 +57,7 @@ def make(store: Store, partitions: int, batches: int) -> dict[str, object]:
         sequences=1, positions=CELLS,
     )  # fmt: skip
     schemas = array_schemas(spec, layers=range(LAYERS), neurons=NEURONS)
-    claim = place.put_claim(
+    claim = put_claim(
         store,
         spec,
         {
@@ -94,7 +96,7 @@ def make(store: Store, partitions: int, batches: int) -> dict[str, object]:
                     for n in range(DOCUMENTS)
                 )
                 batch = Batch(ids, spans, {"stream": {"index": number}, "offset": 0})
-                counts = lengths.histogram(token_lengths)
+                counts = token_lengths.histogram(token_lengths)
                 stored.append(StoredBatch(batch, arrays, counts, 0, {}))
             content = {
                 **stored_batch.record_content(stored),

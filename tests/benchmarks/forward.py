@@ -18,7 +18,7 @@ from measure import in_turn, table
 from transformers import GPTNeoForCausalLM
 
 from neoscope import load_model
-from neoscope.hooks import capture, stream
+from neoscope.model.hooks import capture, stream
 
 SEQUENCES, POSITIONS, LAYERS, HIDDEN, HEADS = 16, 512, 12, 768, 12
 

@@ -19,11 +19,11 @@ from measure import in_turn, table
 from obstore.store import MemoryStore
 
 from neoscope import load_model
-from neoscope.arrays import array_schemas
-from neoscope.hooks import stream
+from neoscope.format.arrays import array_schemas
+from neoscope.model.hooks import stream
+from neoscope.pipeline.layer_writer import LayerWriter
 from neoscope.spec import RunSpec
-from neoscope.storage import Store
-from neoscope.writer import LayerWriter
+from neoscope.storage.store import Store
 
 SEQUENCES, POSITIONS = 16, 512
 

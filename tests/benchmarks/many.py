@@ -21,8 +21,8 @@ import torch
 from measure import machine
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-from neoscope.text import SAMPLE_FILE
-from neoscope.tokenizer import packaged_tokenizer
+from neoscope.text.documents import SAMPLE_FILE
+from neoscope.text.tokenizer import packaged_tokenizer
 
 
 def make_model(folder: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from measure import machine
 
-from neoscope.text import SAMPLE_FILE
+from neoscope.text.documents import SAMPLE_FILE
 
 
 def peak(text: Path, output: Path, batches: int) -> float:

@@ -23,10 +23,10 @@ import boto3
 import obstore
 from measure import in_turn, table
 
-from neoscope.origin import open_origin
+from neoscope.commands.pull.pull import pull
+from neoscope.commands.pull.source import open_origin
 from neoscope.progress import Progress
-from neoscope.pull import pull
-from neoscope.storage import REQUESTS_IN_FLIGHT, Store, open_store
+from neoscope.storage.store import REQUESTS_IN_FLIGHT, Store, open_store
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "job" / "local"))
 

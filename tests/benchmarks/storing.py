@@ -26,11 +26,11 @@ import torch
 from measure import in_turn, table
 
 from neoscope import load_model
-from neoscope.arrays import ArraySchema, array_schemas
-from neoscope.hooks import stream
+from neoscope.format.arrays import ArraySchema, array_schemas
+from neoscope.model.hooks import stream
+from neoscope.pipeline.layer_writer import LayerWriter
 from neoscope.spec import RunSpec
-from neoscope.storage import REQUESTS_IN_FLIGHT, Store, open_store
-from neoscope.writer import LayerWriter
+from neoscope.storage.store import REQUESTS_IN_FLIGHT, Store, open_store
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "job" / "local"))
 

@@ -14,8 +14,8 @@ import torch
 import zarr
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-from neoscope.text import SAMPLE_FILE
-from neoscope.tokenizer import packaged_tokenizer
+from neoscope.text.documents import SAMPLE_FILE
+from neoscope.text.tokenizer import packaged_tokenizer
 
 
 def main(output: str) -> None:

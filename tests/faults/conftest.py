@@ -15,7 +15,7 @@ import pytest
 from conftest import BUCKET, FAULTS
 from faults.content import content, objects, put
 from faults.forks import Forks, forking
-from neoscope.text import SAMPLE_FILE
+from neoscope.text.documents import SAMPLE_FILE
 
 Tell = Callable[[str, int, str], None]
 NewUrl = Callable[[], str]

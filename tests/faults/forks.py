@@ -161,10 +161,10 @@ def _become(request: dict[str, Any]) -> None:
     os.environ.update(request["environment"])
     sys.argv = request["arguments"]
     random.seed()
-    from neoscope import process
+    from neoscope.commands import main
 
     exec(request["disturb"], {})
-    process.main()
+    main.main()
 
 
 def _warm() -> None:
@@ -175,18 +175,11 @@ def _warm() -> None:
     import torch
     import zarr  # noqa: F401
 
-    import neoscope.delete
-    import neoscope.kernel
-    import neoscope.pipeline
-    import neoscope.recompute
-    import neoscope.status
-    import neoscope.summary
-    import neoscope.verify  # noqa: F401
-    from neoscope import sealed
+    from neoscope.format import sealed_json
 
     torch.set_num_threads(1)
     for kind in ("run", "record", "manifest"):
-        sealed._validator(kind)
+        sealed_json._validator(kind)
 
 
 if __name__ == "__main__":

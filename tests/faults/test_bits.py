@@ -16,11 +16,11 @@ import pytest
 from faults.conftest import NewUrl, Tell, Undisturbed, times
 from faults.content import objects, put
 from faults.forks import Forks
-from neoscope import chunks, sealed
-from neoscope.arrays import schemas_of
+from neoscope.commands.verify import verify
+from neoscope.format import chunks, sealed_json
+from neoscope.format.arrays import schemas_of
 from neoscope.progress import Progress
-from neoscope.storage import open_store
-from neoscope.verify import verify
+from neoscope.storage.store import open_store
 
 Objects = dict[str, bytes]
 
@@ -117,7 +117,7 @@ def recoded(run: Objects, key: str) -> bytes:
 def resealed(body: bytes) -> bytes:
     """A document that was changed, with digests that fit, as a careful forger would make it."""
     document = json.loads(body)
-    document["content_digest"] = sealed.content_digest(document)
+    document["content_digest"] = sealed_json.content_digest(document)
     document["seal"] = "0" * 64
     text = json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
     return text.replace(b"0" * 64, hashlib.sha256(text).hexdigest().encode(), 1)

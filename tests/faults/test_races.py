@@ -17,7 +17,7 @@ from faults.conftest import NewUrl, Tell, Undisturbed, times
 from faults.content import content, differences, objects
 from faults.forks import Forks
 from faults.proxy import Request, proxied
-from neoscope.storage import open_store
+from neoscope.storage.store import open_store
 
 PARTITIONS = 3
 MOST_KILLS = 4  # of one race

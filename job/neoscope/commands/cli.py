@@ -1,0 +1,326 @@
+"""The command line: parse, call, print. No logic.
+
+Importing this module imports nothing heavy: `neoscope --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from neoscope.commands.options import (
+    device_option,
+    endpoint_option,
+    option,
+    output_argument,
+    rate_options,
+    spec_options,
+)
+from neoscope.errors import CheckError, InputError, UsageError
+
+EXIT_CODES = """\b
+Exit codes:
+  0    done (or already done)
+  2    wrong usage, or options that do not fit together
+  3    bad input that no retry cures: text, tokenizer, model, bucket, access
+  4    the place already holds another run or something else, or lies in a run
+  5    a check failed; nothing was committed
+  75   storage or the Hub did not answer: the same command may succeed later
+  130  interrupted (SIGINT); 143  stopped (SIGTERM)
+"""
+
+
+@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="neoscope")
+def cli() -> None:
+    """What every MLP neuron of a language model does on real text, as Zarr in object storage.
+
+    Every option of `run` can be set in the environment too, as NEOSCOPE_ and its name in capitals
+    (NEOSCOPE_DATASET_CONFIG is --dataset-config). Credentials come from where boto3 finds them.
+    """
+
+
+@cli.command(epilog=EXIT_CODES)
+@output_argument
+@spec_options
+@option(
+    "--partition",
+    metavar="NUMBER|auto",
+    default="0",
+    show_default=True,
+    help="This worker's partition, from 0; auto takes JOB_COMPLETION_INDEX.",
+)
+@device_option
+@endpoint_option
+@option(
+    "--sign-payload",
+    is_flag=True,
+    help="Sign the bodies of requests too, for storage that insists; by default each chunk's own "
+    "checksum guards it, which costs a third of the processor time.",
+)
+def run(
+    output: str,
+    text_paths: tuple[Path, ...],
+    partition: str,
+    device: str,
+    endpoint_url: str | None,
+    sign_payload: bool,
+    **options: Any,
+) -> None:
+    """Run a model once over a text and store what its MLP neurons do.
+
+    OUTPUT is s3://bucket/prefix or a local folder. The defaults take the first 8192 tokens of
+    FineWeb as 16 sequences of 512, run GPT-Neo 125M once, and leave twelve arrays of
+    16 x 512 x 3072 (1.2 GB) and a manifest. The same command again finishes
+    what was broken off, or says that all is there.
+    """
+    from neoscope.commands.summary import summary
+    from neoscope.pipeline.run import start
+    from neoscope.progress import Progress
+
+    progress = Progress()
+    for name in unknown_variables():
+        progress.warn(f"{name} is set in the environment, but neoscope has no such option")
+    url, manifest = start(
+        output,
+        options,
+        partition=partition,
+        text_paths=list(text_paths),
+        device=device,
+        endpoint_url=endpoint_url,
+        sign_payload=sign_payload,
+        progress=progress,
+    )
+    if manifest is None:
+        click.echo(f"this partition is stored; others are missing: neoscope status {url}")
+    else:
+        click.echo(summary(manifest, url, endpoint_url))
+
+
+FETCHED = ("model", "model_revision", "weights", "tokenizer")
+
+
+@cli.command(
+    name="fetch", epilog=EXIT_CODES, params=[each for each in run.params if each.name in FETCHED]
+)
+def fetch_command(**options: Any) -> None:
+    """Download model and tokenizer into the Hub's cache (HF_HOME), and nothing else.
+
+    A run that is told the same of them finds them there.
+    """
+    from neoscope.commands.fetch import fetch
+
+    for line in fetch(options):
+        click.echo(line)
+
+
+@cli.command(name="status")
+@output_argument
+@endpoint_option
+def status_command(output: str, endpoint_url: str | None) -> None:
+    """Tell how far a run is: batches by partition, and whether it is committed."""
+    from neoscope.reading.status import status
+    from neoscope.storage.store import open_store
+
+    found = status(open_store(output, endpoint_url=endpoint_url))
+    if len(found.stored) > 1:
+        for partition, count in enumerate(found.stored):
+            click.echo(f"partition {partition}: {count} of {found.batches} batches")
+    click.echo(f"{found.url}: {found.line}")
+
+
+@cli.command(name="verify", epilog=EXIT_CODES)
+@output_argument
+@endpoint_option
+@option(
+    "--recompute",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Also compute N of the sequences again with transformers' own model, and compare.",
+)
+@click.option(
+    "--text", is_flag=True, help="Also stream the recorded text again, and compare the tokens."
+)
+@option(
+    "--text-file",
+    "text_paths",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="With --text, the files of a run that was made of local files, in the same order.",
+)
+@device_option
+def verify_command(
+    output: str,
+    endpoint_url: str | None,
+    recompute: int | None,
+    text: bool,
+    text_paths: tuple[Path, ...],
+    device: str,
+) -> None:
+    """Check every stored byte of a run against what its records say.
+
+    Each find is one line that names the object and what to do; the exit code is then 5. Objects that are
+    not the run's and lie beside it are told, and are no find; those among its arrays and records are.
+    """
+    from neoscope.commands.verify import check_request, told, verify
+    from neoscope.format.records import read_claim
+    from neoscope.progress import Progress
+    from neoscope.storage.store import open_store
+
+    store = open_store(output, endpoint_url=endpoint_url)
+    paths = list(text_paths)
+    check_request(store, recompute=recompute, text=text, text_paths=paths)
+    progress = Progress()
+    checked = verify(store, progress)
+    finds = list(checked.finds)
+    claim = None if finds else read_claim(store)
+    if claim and recompute:
+        from neoscope.commands.recompute import recompute as again
+
+        finds += again(store, claim, recompute, device, progress)
+    if claim and text:
+        from neoscope.commands.recompute import retokenize
+
+        finds += retokenize(store, claim, paths, progress)
+    for line in [*finds, *told(checked)]:
+        click.echo(str(line))
+    if finds:
+        raise CheckError(f"{store.url} is not as it was committed: {len(finds)} finds")
+    more = f"; {recompute} sequences computed again agree" if recompute else ""
+    more += "; the text read again gives the same tokens" if text else ""
+    click.echo(
+        f"{store.url} is whole: {checked.objects:,} objects, {checked.size:,} bytes, each as it was "
+        f"committed{more}"
+    )
+
+
+@cli.command(name="pull", epilog=EXIT_CODES)
+@output_argument
+@click.argument("dest")
+# Not in the environment: NEOSCOPE_SEQUENCES and NEOSCOPE_LAYERS are those of a run.
+@click.option("--layers", metavar="NUMBERS", help="Only these layers: 0,3,6-11.")
+@click.option(
+    "--sequences", metavar="NUMBERS", help="Only these sequences, from 0 over the whole run."
+)
+@click.option("--neurons", metavar="NUMBERS", help="Only these neurons of every layer.")
+@click.option(
+    "--to",
+    "form",
+    type=click.Choice(["zarr", "safetensors"]),
+    default="zarr",
+    show_default=True,
+    help="safetensors is one file a layer, and one for the tokens, in a local folder.",
+)
+@endpoint_option
+def pull_command(
+    output: str,
+    dest: str,
+    layers: str | None,
+    sequences: str | None,
+    neurons: str | None,
+    form: str,
+    endpoint_url: str | None,
+) -> None:
+    """Bring a run from OUTPUT to DEST: a folder, or s3://bucket/prefix on the same endpoint.
+
+    Without options DEST becomes a run of its own, which `verify` holds against the same digests. A
+    selection becomes one plain Zarr group, DEST/activations.zarr. The same command again goes on
+    where it was broken off.
+    """
+    from neoscope.commands.opening import opening_of
+    from neoscope.commands.pull.pull import pull
+    from neoscope.progress import Progress
+    from neoscope.storage.store import open_store
+
+    place = open_store(dest, endpoint_url=endpoint_url, write=True)
+    said = pull(
+        open_store(output, endpoint_url=endpoint_url),
+        place,
+        layers=layers,
+        sequences=sequences,
+        neurons=neurons,
+        form=form,
+        progress=Progress(),
+    )
+    click.echo("\n".join([said, *opening_of(place, endpoint_url)]))
+
+
+@cli.command(name="plan", epilog=EXIT_CODES)
+@spec_options
+@rate_options
+def plan_command(text_paths: tuple[Path, ...], **options: Any) -> None:
+    """Tell what `neoscope run` with the same options will leave and take, and compute nothing.
+
+    Bytes of arrays, objects and requests are exact but for compression. Rates give time and price: give those
+    of your machines and your storage. The shapes of the three GPT-Neo are known without the Hub.
+    """
+    from neoscope.commands.plan import plan
+    from neoscope.commands.price import Rates, lines
+    from neoscope.pipeline.run import spec_of
+
+    rates = Rates(**{field.name: options.pop(field.name) for field in dataclasses.fields(Rates)})
+    for line in lines(plan(spec_of(options, list(text_paths))), rates):
+        click.echo(line)
+
+
+@cli.command(name="report")
+@output_argument
+@endpoint_option
+@option(
+    "--file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Also write the page to this local file.",
+)
+def report_command(output: str, endpoint_url: str | None, file: Path | None) -> None:
+    """Show a run as one page of pictures, made from its statistics alone.
+
+    The page is stored beside the run as report.html, and needs no network to be read.
+    """
+    from neoscope.commands.report.report import report
+    from neoscope.format.layout import REPORT
+    from neoscope.storage.store import open_store
+
+    store = open_store(output, endpoint_url=endpoint_url, change=True)
+    page = report(store).encode()
+    store.put(REPORT, page)
+    click.echo(f"stored:  {store.url}/{REPORT}")
+    if file:
+        try:
+            file.write_bytes(page)
+        except OSError as error:
+            raise InputError(f"cannot write {file}: {error.strerror}") from None
+        click.echo(f"written: {file}")
+
+
+@cli.command()
+@output_argument
+@endpoint_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def delete(output: str, endpoint_url: str | None, yes: bool) -> None:
+    """Delete a run: the manifest first, then all that belongs to the run and nothing else."""
+    from neoscope.commands.delete import delete_run
+    from neoscope.storage.store import open_store
+
+    store = open_store(output, endpoint_url=endpoint_url, change=True)
+    if not yes and not (sys.stdin.isatty() and click.confirm(f"Delete the run at {store.url}?")):
+        raise UsageError(f"{store.url} is not deleted: answer y, or give --yes")
+    gone, others = delete_run(store)
+    left = f"; {others} objects that are not the run's stay" if others else ""
+    click.echo(f"deleted {gone} objects of the run at {store.url}{left}")
+
+
+def unknown_variables() -> list[str]:
+    """The NEOSCOPE_ variables in the environment that no option reads."""
+    known: set[str] = set()
+    for command in cli.commands.values():
+        for parameter in command.params:
+            names = parameter.envvar or []
+            known.update([names] if isinstance(names, str) else names)
+    return sorted(name for name in os.environ if name.startswith("NEOSCOPE_") and name not in known)

@@ -1,0 +1,87 @@
+"""A whole run to another place, its manifest last, so that the copy is a run of its own.
+
+In: a verified source and a destination that is taken. Out: every object that the run names. What an
+earlier start has left there is checked and not fetched again.
+"""
+
+from __future__ import annotations
+
+from neoscope.commands.pull.source import Origin
+from neoscope.errors import CheckError
+from neoscope.format.layout import MANIFEST, RECORDS, REPORT
+from neoscope.progress import Progress
+from neoscope.reading.inventory import Find
+from neoscope.storage.store import Store, concurrent_map
+
+LAST = 4  # of the phases in which objects are copied
+
+
+def pull_run(origin: Origin, dest: Store, progress: Progress) -> str:
+    """A copy of the whole run that is itself a run, its manifest last; what was done, in words.
+
+    It is of what the run's documents name, and of the report: what else lies there stays behind.
+    """
+    there, run = {item.key: item.size for item in origin.store.objects()}, origin.run
+    named = {*run.documents, *run.digests, *run.chunks}
+    for key in sorted(named - run.superseded - there.keys()):
+        raise CheckError(f"{origin.store.url}/{Find(key, 'is missing')}")
+    sizes = {key: there[key] for key in there.keys() & {*named, REPORT}}
+    wanted = sizes.keys() - _sound(origin, dest, progress)
+
+    def fetch(key: str) -> int:
+        body = origin.read(key)
+        dest.put(key, body)
+        return len(body)
+
+    progress.begin("pulling", sum(sizes[key] for key in wanted), "B")
+    for phase in range(LAST + 1):
+        if phase == LAST:
+            _check_sizes(dest, sizes)
+        for size in concurrent_map(fetch, sorted(key for key in wanted if _phase(key) == phase)):
+            progress.advance("pulling", size)
+    progress.end()
+    dest.clear_temporary_files()
+    fetched, total = sum(sizes[key] for key in wanted), sum(sizes.values())
+    return (
+        f"{dest.url} is a copy of {origin.store.url}: {len(sizes):,} objects, {total / 1e9:.2f} GB, "
+        f"{fetched / 1e9:.2f} GB of them fetched now, every byte as recorded"
+    )
+
+
+def _check_sizes(dest: Store, sizes: dict[str, int]) -> None:
+    """Raise CheckError where an object but the manifest is not at `dest` in its size, by one listing."""
+    there = {item.key: item.size for item in dest.objects()}
+    for key in sorted(sizes.keys() - {MANIFEST}):
+        if there.get(key) != sizes[key]:
+            raise CheckError(
+                f"{dest.url}/{key} was put with {sizes[key]} bytes and has {there.get(key, 'none')}: "
+                "the storage is faulty; give another place"
+            )
+
+
+def _sound(origin: Origin, dest: Store, progress: Progress) -> set[str]:
+    """The keys of the objects that are at `dest` already, as their digests say."""
+    known = {*origin.run.documents, *origin.run.digests, *origin.run.chunks}
+    there = {item.key for item in dest.objects()} & known
+
+    def check(key: str) -> str | None:
+        return None if origin.run.find(key, dest.read(key)) else key
+
+    progress.begin("checking what is there", len(there), "objects")
+    sound = set()
+    for key in concurrent_map(check, sorted(there)):
+        progress.advance("checking what is there")
+        if key:
+            sound.add(key)
+    progress.end()
+    return sound
+
+
+def _phase(key: str) -> int:
+    """What may be there while what comes later is not: a copy that was broken off is no run that
+    any reader opens, and no worker takes it for one that is recorded."""
+    if key.endswith("/zarr.json"):
+        return 2 if key.count("/") > 1 else 3  # arrays before their group
+    if key == MANIFEST:
+        return LAST
+    return 1 if key.startswith(f"{RECORDS}/") else 0

@@ -1,0 +1,78 @@
+"""A run, or a part of it, to another place: every byte is held against what the run recorded of it.
+
+In: a committed run and a place. Out: a copy that is itself a run, or a selection of its arrays. What
+an earlier start has left there is checked and not fetched again. It does not know what the values mean.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from neoscope.commands.pull.copy import pull_run
+from neoscope.commands.pull.selection import Selection, select
+from neoscope.commands.pull.source import Origin, open_origin
+from neoscope.errors import ConflictError, UsageError
+from neoscope.format.claim import check_place, take_place
+from neoscope.format.layout import CLAIM, SELECTION
+from neoscope.progress import Progress
+from neoscope.spec import differing_fields
+from neoscope.storage.store import Store
+
+
+def pull(
+    source: Store,
+    dest: Store,
+    *,
+    layers: str | None,
+    sequences: str | None,
+    neurons: str | None,
+    form: str,
+    progress: Progress,
+) -> str:
+    """Bring a run, or what is selected of it, to `dest`; what was done, in words.
+
+    `layers`, `sequences` and `neurons` are numbers as `0,3,6-11`, None for all; `form` is `zarr` or
+    `safetensors`. Raises ConflictError where `dest` holds anything else, CheckError where a byte of
+    the run is not as recorded, InputError where the run is not committed.
+    """
+    if source.url == dest.url:
+        raise UsageError(f"{dest.url} is the run itself: give another place")
+    origin = open_origin(source)
+    if form == "zarr" and layers is sequences is neurons is None:
+        claim_place(dest, CLAIM, bytes(origin.read(CLAIM)))
+        return pull_run(origin, dest, progress)
+    selection = select(origin.run.claim, layers=layers, sequences=sequences, neurons=neurons)
+    said = describe(origin, selection)
+    body = json.dumps({**said, "form": form}, indent=2).encode() + b"\n"
+    if form == "safetensors":
+        from neoscope.commands.pull.to_safetensors import pull_files as pull_part
+    else:
+        from neoscope.commands.pull.to_zarr import pull_group as pull_part
+    if form == "safetensors" and not dest.is_local:
+        raise UsageError(f"--to safetensors writes to a local folder, not to {dest.url}")
+    claim_place(dest, SELECTION, body)
+    pull_part(origin, dest, selection, said, progress)
+    return f"{dest.url} holds what was selected of {source.url}, every byte of it as recorded"
+
+
+def describe(origin: Origin, selection: Selection) -> dict[str, Any]:
+    """The attributes that say what a selection is a selection of."""
+    return {
+        "selection_of": origin.store.url,
+        "selection_content_digest": origin.run.manifest["content_digest"],
+        **selection.to_json(),
+    }
+
+
+def claim_place(dest: Store, key: str, body: bytes) -> None:
+    """Put `body` first of all at a place. ConflictError where there is something else already."""
+    check_place(dest, key)
+    there = take_place(dest, key, body)
+    if there == body:
+        return
+    try:
+        found = "; ".join(differing_fields(json.loads(body), json.loads(there)))[:500]
+    except ValueError:
+        found = f"{key} is damaged"
+    raise ConflictError(f"{dest.url} holds something else already: {found}; give an empty place")

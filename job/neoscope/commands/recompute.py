@@ -1,0 +1,112 @@
+"""Stored values held against a second computation: transformers' own model, and the text again.
+
+In: a verified run. Out: finds. It shares with the run only what the run stored and the names in its
+claim: the pass is transformers' eager one, not ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from neoscope.errors import ConflictError
+from neoscope.format import chunks
+from neoscope.format.arrays import schemas_of
+from neoscope.format.layout import TOKEN_IDS
+from neoscope.format.records import each_record
+from neoscope.model.hooks import capture
+from neoscope.model.loading import find_model, load, pick_device
+from neoscope.progress import Progress
+from neoscope.reading.dataset import open_arrays
+from neoscope.reading.inventory import Find
+from neoscope.storage.store import Store
+from neoscope.text.documents import Documents
+from neoscope.text.packing import batches
+from neoscope.text.tokenizer import added_tokens, load_tokenizer
+
+# The largest root mean square of a sequence's differences in one layer, as a share of that of its
+# values. Two exact float32 passes differ by 1e-6; GPT-Neo's attention is unscaled, so trained weights
+# can raise that by some hundred. A pass over other tokens or weights differs by more than 1.
+TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
+
+
+def recompute(
+    store: Store, claim: dict[str, Any], sequences: int, device: str, progress: Progress
+) -> Iterator[Find]:
+    """Compute `sequences` of the run's sequences again, spread evenly, and compare every layer."""
+    spec, model = claim["spec"], claim["model"]
+    loaded = load(
+        find_model(model["name"], revision=model["revision"], weights=model["weights"]),
+        seed=spec["seed"] or 0,
+        precision=spec["precision"],
+        device=pick_device(device),
+        eager=True,
+    )
+    if loaded.digest != model["digest"]:
+        raise ConflictError(
+            f"the weights of {model['name']} are not those of the run: digest {loaded.digest}, "
+            f"recorded {model['digest']}; give the recorded ones"
+        )
+    arrays = open_arrays(store)
+    total = arrays.sizes["sequence"]
+    chosen = np.unique(np.linspace(0, total - 1, sequences).round().astype(int))
+    limit = max(TOLERANCE[spec["precision"]], TOLERANCE[spec["store_dtype"]])
+    progress.begin("recomputing", len(chosen), "sequences")
+    for sequence in chosen.tolist():
+        one = arrays.isel(sequence=[sequence])
+        for name, values in capture(
+            loaded.model,
+            one[TOKEN_IDS].values,
+            hook=claim["hook"]["module"],
+            hook_side=claim["hook"]["side"],
+            layers=claim["hook"]["layers"],
+            forward="reference",
+        ).items():
+            expected = values.to("cpu", torch.float64).numpy()
+            stored = one[name].values.astype(np.float64)
+            scale = float(np.sqrt(np.mean(expected**2)))
+            off = float(np.sqrt(np.mean((stored - expected) ** 2))) / scale if scale else 0.0
+            if not off <= limit:
+                yield Find(
+                    f"{name}, sequence {sequence}",
+                    f"differs from transformers' own pass by {off:.2g} of its size, allowed {limit:.2g}",
+                )
+        progress.advance(f"sequence {sequence}")
+    progress.end()
+
+
+def retokenize(
+    store: Store, claim: dict[str, Any], paths: list[Path], progress: Progress
+) -> Iterator[Find]:
+    """Stream the recorded text again and compare its tokens, batch by batch. `paths` are the files of a
+    run that was made of local files, seen to be its own."""
+    spec, described = claim["spec"], claim["text"]
+    tokenizer = load_tokenizer(
+        spec["tokenizer"],
+        revision=claim["tokenizer"]["revision"],
+        model=spec["model"],
+        weights=spec["weights"],
+    )
+    separator, bos = added_tokens(spec["separator"], spec["bos"], tokenizer)
+    schema = schemas_of(claim)[TOKEN_IDS]
+    progress.begin("reading the text again", spec["partitions"] * spec["batches"], "batches")
+    for partition in range(spec["partitions"]):
+        documents = Documents(described, paths, partition=partition, partitions=spec["partitions"])
+        packed = batches(
+            documents,
+            tokenizer.tokenizer,
+            sequences=spec["sequences"],
+            positions=spec["positions"],
+            separator=separator,
+            bos=bos,
+        )
+        for record in each_record(store, claim, partition):
+            for part in record["arrays"][TOKEN_IDS]["chunks"]:
+                if chunks.digest(next(packed).token_ids.astype(schema.dtype)) != part["digest"]:
+                    yield Find(part["key"], "holds other tokens than the recorded text gives now")
+                progress.advance(part["key"])
+    progress.end()

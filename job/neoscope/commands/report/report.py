@@ -1,0 +1,131 @@
+"""A run as one page for people: what its statistics say, in pictures, and where it comes from.
+
+In: a committed run with statistics. Out: one HTML file that needs no network and reads in light, dark, on
+paper and on a phone. No activation is read: it is made from the statistics, the manifest, the vocabulary
+and the first token ids.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from neoscope.commands.report import figures
+from neoscope.errors import CheckError
+from neoscope.format.layout import VOCABULARY
+from neoscope.format.manifest import read_manifest, text_name
+from neoscope.reading.dataset import open_arrays, open_statistics_of
+from neoscope.statistics import by_length
+from neoscope.storage.store import Store
+
+STRONGEST = 12  # neurons in the table
+SAMPLE_TOKENS = 400
+FEW = 50  # tokens of a length, below which their mean says little
+
+
+def report(store: Store) -> str:
+    """The page of the committed run in `store`. Raises InputError where there is none, or where it
+    has no statistics."""
+    import jinja2
+
+    statistics = open_statistics_of(store).load()
+    manifest = read_manifest(store)
+    if manifest is None:
+        raise CheckError(f"{store.url} was deleted while it was read")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["grouped"] = lambda number: f"{number:,}"
+    source = resources.files("neoscope.commands.report") / "template.html.jinja"
+    template = environment.from_string(source.read_text(encoding="utf-8"))
+    length = manifest["tokens"]["length"]
+    counts = {int(at): count for at, count in length["histogram"].items()}
+    histograms = by_length.histograms(statistics)
+    limits = figures.limits(histograms)
+    correlation = by_length.correlation(statistics)
+    return template.render(
+        url=store.url,
+        manifest=manifest,
+        text_name=text_name(manifest["text"]),
+        length=length,
+        sizes=_sizes(manifest),
+        length_figure=figures.token_lengths(counts, length["median"]),
+        layer_figures=[
+            figures.layer_histogram(layer, histograms.sel(layer=layer), limits)
+            for layer in histograms.layer.values.tolist()
+        ],
+        heat=_heat(statistics),
+        correlation_figure=figures.correlations(correlation),
+        strongest=_strongest(correlation),
+        sample=_sample(store, length["median"]),
+    )
+
+
+def _sizes(manifest: dict[str, Any]) -> dict[str, int]:
+    """Stored bytes by kind."""
+    return {
+        "arrays": sum(entry["stored_bytes"] for entry in manifest["arrays"].values()),
+        "statistics": sum(entry["size"] for entry in manifest["statistics"]["objects"].values()),
+    }
+
+
+def _heat(statistics: xr.Dataset) -> dict[str, Any]:
+    """Mean activation over all neurons by layer and token length, as differences from the layer's
+    mean, and each difference's share of the greatest at lengths that have FEW tokens or more."""
+    cells = statistics.sum("first_position")
+    neurons = statistics.sizes["neuron"]
+    tokens = cells.tokens * neurons
+    total = cells.total.sum("neuron")
+    away = (total / tokens - total.sum("length") / tokens.sum("length")).transpose(
+        "layer", "length"
+    )
+    counts = cells.tokens.values.tolist()
+    usual = np.abs(away.values[:, cells.tokens.values >= min(FEW, max(counts))])
+    greatest = float(usual.max()) or 1.0
+    rows = [
+        {
+            "layer": layer,
+            "cells": [
+                {"value": value, "strength": round(min(abs(value) / greatest, 1), 3)}
+                for value in away.sel(layer=layer).values.tolist()
+            ],
+        }
+        for layer in away.layer.values.tolist()
+    ]
+    columns = zip(away.length.values.tolist(), counts, strict=True)
+    return {
+        "columns": [{"length": at, "tokens": count, "few": count < FEW} for at, count in columns],
+        "rows": rows,
+        "greatest": greatest,
+        "few": FEW,
+    }
+
+
+def _strongest(correlation: xr.DataArray) -> list[dict[str, Any]]:
+    """The neurons whose activation goes most with token length, either way."""
+    values = np.nan_to_num(correlation.values)
+    order = np.argsort(-np.abs(values), axis=None, kind="stable")[:STRONGEST]
+    layers, neurons = np.unravel_index(order, values.shape)
+    return [
+        {"layer": int(correlation.layer[layer]), "neuron": int(neuron), "r": values[layer, neuron]}
+        for layer, neuron in zip(layers, neurons, strict=True)
+    ]
+
+
+def _sample(store: Store, median: int) -> list[dict[str, str]]:
+    """The first tokens of the run, each with the group it is in."""
+    vocabulary = json.loads(store.get(VOCABULARY) or b"{}")["tokens"]
+    first = open_arrays(store).isel(sequence=0).isel(position=slice(SAMPLE_TOKENS))
+    signs = np.sign(first.token_length.values.astype(int) - median)
+    names = {-1: "shorter", 0: "equal", 1: "longer"}
+    return [
+        {"text": vocabulary[token], "group": names[sign] if length else "special"}
+        for token, length, sign in zip(
+            first.token_ids.values.tolist(),
+            first.token_length.values.tolist(),
+            signs.tolist(),
+            strict=True,
+        )
+    ]

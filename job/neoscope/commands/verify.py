@@ -1,0 +1,228 @@
+"""Every stored byte of a run, held against what claim, records and manifest say of it.
+
+In: a store. Out: finds, each naming an object, what is wrong with it, and what to do; and what lies there
+that is not the run's, which is no damage. Nothing but the report's bytes is left out. It does not compute
+the model; see `recompute`.
+
+A checksum alone does not find a stale chunk or two chunks that changed places: every chunk is held
+against the digest in the record of its batch. Zarr metadata and manifest are made again from claim
+and records, and must be the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Container, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neoscope.errors import CheckError, InputError, UsageError
+from neoscope.format import layout, records
+from neoscope.format import statistics as stored_statistics
+from neoscope.format.claim import left_by_system
+from neoscope.format.layout import FOLDERS, MANIFEST, REPORT
+from neoscope.format.manifest import manifest_content
+from neoscope.progress import Progress
+from neoscope.reading.inventory import Expected, Find, Recorded, held_against, read_recorded
+from neoscope.statistics import token_lengths
+from neoscope.storage.store import Store
+from neoscope.text.documents import describe_file
+
+READERS = 8  # chunks in memory at a time
+TOLD = 5  # names in a line
+NO_STATISTICS: dict[str, dict[str, Any]] = {"arrays": {}, "objects": {}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Verified:
+    """What came of a check: what is wrong; how many `objects` of how many bytes were read; and by key the
+    objects that are not the run's, `others` and what systems leave."""
+
+    finds: list[Find]
+    objects: int = 0
+    size: int = 0
+    others: list[str] = dataclasses.field(default_factory=list)
+    system: list[str] = dataclasses.field(default_factory=list)
+
+
+def verify(store: Store, progress: Progress) -> Verified:
+    """Check every object of a committed run. Raises InputError where there is no run."""
+    there = {item.key: item.size for item in store.objects()}
+    if layout.CLAIM not in there and MANIFEST not in there:
+        raise InputError(f"there is no run at {store.url}")
+    if MANIFEST not in there:
+        missing = "is missing: the run is not committed"
+        return Verified([Find(MANIFEST, missing, "run the same command again")])
+    try:
+        run = read_recorded(store)
+    except CheckError as error:
+        return Verified([Find(store.url, str(error))])
+    if run.strangers:
+        return Verified(run.strangers)
+    finds = list(_documents(store, run))
+    own = there.keys() & {*run.documents, *run.digests, *run.chunks}
+    system = {key for key in there if left_by_system(key)}
+    foreign = there.keys() - own - system - {REPORT}
+    among = {key for key in foreign if key.startswith(tuple(f"{name}/" for name in FOLDERS))}
+    for key in sorted(among):
+        finds.append(Find(key, "does not belong to the run", "delete it"))
+    statistics = run.manifest.get("statistics", NO_STATISTICS)["objects"]
+    for key in sorted(run.digests.keys() - statistics.keys()):
+        if key in there or key not in run.superseded:
+            finds += filter(None, [run.find(key, store.read(key))])
+    finds += _each_chunk(store, run, there, progress)
+    if not finds:
+        finds += _tokens(store, run)
+    size = sum(there[key] for key in own)
+    return Verified(finds, len(own), size, sorted(foreign - among), sorted(system))
+
+
+def told(checked: Verified) -> list[str]:
+    """What lies in a run's place and is no damage, in words: a line for each kind that there is."""
+    kinds = (("not the run's", checked.others), ("left there by a system", checked.system))
+    return [
+        f"{len(keys)} objects are {what} and stay: {', '.join(keys[:TOLD])}"
+        + (", ..." if len(keys) > TOLD else "")
+        for what, keys in kinds
+        if keys
+    ]
+
+
+def check_request(
+    store: Store, *, recompute: int | None, text: bool, text_paths: list[Path]
+) -> None:
+    """Refuse what cannot be checked of this run, before all of it is read.
+
+    Raises UsageError for options that do not fit the run, InputError for text files that are not its own.
+    """
+    if text_paths and not text:
+        raise UsageError("--text-file goes with --text: add it")
+    try:
+        claim = records.read_claim(store)
+    except CheckError:
+        return  # which `verify` tells, with all else
+    if claim is None:
+        return
+    spec = claim["spec"]
+    if recompute and not spec["arrays"]:
+        raise UsageError(f"--recompute {recompute}: the run has no activations (--no-arrays)")
+    sequences = spec["sequences"] * spec["batches"] * spec["partitions"]
+    if recompute and recompute > sequences:
+        raise UsageError(
+            f"--recompute {recompute}: the run has {sequences} sequences: give {sequences} or fewer"
+        )
+    if text:
+        _check_text_files(claim["text"], text_paths)
+
+
+def _check_text_files(described: dict[str, Any], paths: list[Path]) -> None:
+    """Whether files are those that a run was made of, in their order."""
+    if described["source"] != "files":
+        if paths:
+            raise UsageError("--text-file: the run was not made of local files: leave it out")
+        return
+    recorded = described["files"]
+    if len(paths) != len(recorded):
+        names = ", ".join(file["name"] for file in recorded)
+        raise UsageError(
+            f"--text: the run was made of {len(recorded)} local files ({names}), and {len(paths)} are "
+            "given: give each with --text-file, in this order"
+        )
+    found = [describe_file(path) for path in paths]
+    differ = [
+        f"{path} is not the run's {file['name']} (digest {mine.digest}, recorded {file['digest']})"
+        for path, mine, file in zip(paths, found, recorded, strict=True)
+        if mine.digest != file["digest"]
+    ]
+    if differ:
+        raise InputError(f"{'; '.join(differ)}: give the run's own files in their order")
+
+
+def _documents(store: Store, run: Recorded) -> Iterator[Find]:
+    """The manifest, and the digests that it has of Zarr metadata and statistics, against what claim,
+    records and cells make of them."""
+    try:
+        content, _ = manifest_content(store, run.claim, run.totals)
+    except CheckError as error:
+        yield Find(layout.PARTITION_STATISTICS, str(error))
+        return
+    for field, value in content.items():
+        if (
+            field not in ("environment", "statistics")
+            and json.loads(json.dumps(value)) != run.manifest[field]
+        ):
+            yield Find(MANIFEST, f"its {field} is not what the records say")
+    yield from _statistics(store, run, content.get("statistics", NO_STATISTICS)["arrays"])
+
+
+def _statistics(store: Store, run: Recorded, merged: dict[str, dict[str, Any]]) -> Iterator[Find]:
+    """`statistics.zarr` by its bytes, and its values against what the partitions' cells give. (Its
+    bytes made anew could differ: another version of the library may compress otherwise.)"""
+    entry = run.manifest.get("statistics", NO_STATISTICS)
+    if entry["arrays"] != merged:
+        yield Find(MANIFEST, "its statistics are not what the partitions' cells say")
+    bodies = {key: store.get(key) for key in sorted(entry["objects"])}
+    finds = [find for key, body in bodies.items() if (find := run.find(key, body))]
+    yield from finds
+    sound = {key: body for key, body in bodies.items() if body is not None}
+    digests = {name: array["digest"] for name, array in merged.items()}
+    if sound and not finds and stored_statistics.digests(sound) != digests:
+        yield Find(layout.STATISTICS, "holds other values than the partitions' cells give")
+
+
+def _each_chunk(
+    store: Store,
+    run: Recorded,
+    there: Container[str],
+    progress: Progress,
+) -> list[Find]:
+    """Read every chunk, `READERS` at a time."""
+
+    def check(key: str) -> Find | None:
+        find = Find(key, "is missing") if key not in there else _chunk(store, key, run.chunks[key])
+        progress.advance(key)
+        return find
+
+    progress.begin("verifying", len(run.chunks), "chunks")
+    with ThreadPoolExecutor(READERS) as pool:
+        finds = [find for find in pool.map(check, run.chunks) if find is not None]
+    progress.end()
+    return finds
+
+
+def _chunk(store: Store, key: str, expected: Expected) -> Find | None:
+    values = held_against(key, store.read(key), expected)
+    if isinstance(values, Find):
+        return values
+    if not np.isfinite(values).all():
+        return Find(key, "has values that are not finite")
+    return None
+
+
+def _tokens(store: Store, run: Recorded) -> Iterator[Find]:
+    """Token ids against the vocabulary, and token lengths against token ids. What was right a moment
+    ago is held against its digest again: the way here may cut a body at any time."""
+    body = store.get(layout.VOCABULARY) or b""
+    if find := run.find(layout.VOCABULARY, body):
+        yield find
+        return
+    vocabulary = json.loads(body)
+    table = vocabulary.length_table(vocabulary["tokens"], vocabulary["special"])
+    for said in run.tokens:
+        counts = []
+        for keys in zip(said.ids, said.lengths, strict=True):
+            ids, length = (held_against(key, store.read(key), run.chunks[key]) for key in keys)
+            if isinstance(ids, Find) or isinstance(length, Find):
+                yield from (find for find in (ids, length) if isinstance(find, Find))
+                return
+            if ids.min() < 0 or ids.max() >= len(table):
+                yield Find(keys[0], f"has ids outside of the vocabulary of {len(table)}")
+            elif not np.array_equal(table[ids], length):
+                yield Find(keys[1], "has other lengths than the token ids have")
+            counts.append(token_lengths.histogram(length))
+        if token_lengths.merge(counts) != said.histogram:
+            yield Find(said.record, "counts other lengths than its tokens have")

@@ -1,0 +1,156 @@
+"""Claim and records: what a run is, and how far each partition is stored.
+
+In: what was resolved and stored. Out: the sealed JSON documents `run.json` and `records/*.json`, put
+where there is none yet. It does not know how values are computed, nor the commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from neoscope.errors import CheckError, ConflictError
+from neoscope.format import sealed_json
+from neoscope.format.layout import CLAIM, RECORD_KEY, RECORDS, record_key
+from neoscope.spec import RunSpec, differing_fields
+from neoscope.storage.store import Body, Store
+
+# Where no activations are stored; a record of each batch would be most of the work.
+BATCHES_A_RECORD = 64
+
+
+def record_counts(spec: dict[str, Any]) -> list[int]:
+    """The numbers of stored batches at which a partition puts a record, ascending: after every batch,
+    and with --no-arrays after every 64 and the last."""
+    step, batches = 1 if spec["arrays"] else BATCHES_A_RECORD, spec["batches"]
+    return [*range(step, batches, step), batches]
+
+
+def read_claim(store: Store, spec: RunSpec | None = None) -> dict[str, Any] | None:
+    """The claim of the run at a place, None where there is none.
+
+    Raises ConflictError where it is of another spec than the one given, naming the fields.
+    """
+    body = store.get(CLAIM)
+    if body is None:
+        return None
+    claim = sealed_json.load("run", body, f"{store.url}/{CLAIM}")
+    if spec is not None and claim["fingerprint"] != spec.fingerprint:
+        theirs = {
+            **claim["spec"],
+            "text": [{k: f[k] for k in ("size", "digest")} for f in claim["spec"]["text"]],
+        }
+        raise ConflictError(
+            f"{store.url} already holds another run: "
+            + "; ".join(differing_fields(spec.identity(), theirs))
+            + f"; give another output, or first: neoscope delete {store.url}"
+        )
+    return claim
+
+
+def check_resolved(store: Store, claim: dict[str, Any], resolved: dict[str, Any]) -> None:
+    """Raise ConflictError where model, tokenizer or text are not those that the claim names."""
+    for part in ("model", "tokenizer", "text"):
+        fields = differing_fields(resolved[part], claim[part])
+        if fields:
+            raise ConflictError(
+                f"the {part} is no longer the one that the run at {store.url} began with: "
+                + "; ".join(fields)
+                + f"; bring it back, or begin anew after: neoscope delete {store.url}"
+            )
+
+
+def put_record(
+    store: Store, claim: dict[str, Any], partition: int, batches: int, content: dict[str, Any]
+) -> None:
+    """Say that a partition is stored up to `batches`. A record that is there must say the same."""
+    key = record_key(partition, batches)
+    head = {"fingerprint": claim["fingerprint"], "partition": partition, "batches": batches}
+    body = sealed_json.dump("record", {**head, **content})
+    try:
+        store.create(key, body)
+    except FileExistsError:
+        mine = sealed_json.load("record", body, key)
+        theirs = sealed_json.load("record", store.get(key) or b"", f"{store.url}/{key}")
+        if mine["content_digest"] != theirs["content_digest"]:
+            raise CheckError(
+                f"{store.url}/{key} already records other values for this batch: two unlike machines "
+                f"worked on partition {partition}; delete the run and use one kind of machine"
+            ) from None
+
+
+def put_before_record(store: Store, key: str, body: Body, record: str) -> str | None:
+    """Put an object that the record with the key `record` will name; its tag."""
+    try:
+        return store.create(key, body)
+    except FileExistsError:
+        return _settle(store, key, body, record)
+
+
+def _settle(store: Store, key: str, body: Body, record: str) -> str | None:
+    """Put an object where there is one, left by a start that was broken off or made by another
+    process at this moment; its tag.
+
+    The same bytes stay. Other bytes are put over, but not once `record`, the record of their batch,
+    is there: CheckError then. Where it came while ours were on their way, what it records is put
+    back, so that no worker spoils what another has committed.
+    """
+    there = store.get(key)
+    if there == bytes(body):
+        with contextlib.suppress(FileNotFoundError):
+            return store.tag(key)
+        there = None
+    if there is None:
+        # Statistics that a worker ahead of this one has superseded at this moment: put again, and
+        # deleted again by this worker's next record, or by the commit.
+        return store.put(key, body)
+    if store.get(record) is None:
+        tag = store.put(key, body)
+        if store.get(record) is None:
+            return tag
+        store.put(key, there)
+    raise recorded_otherwise(store, key)
+
+
+def recorded_otherwise(store: Store, key: str) -> CheckError:
+    """What is said where another worker on the partition computes other bits."""
+    return CheckError(
+        f"{store.url}/{key} is recorded with other values than were computed here: two unlike "
+        "machines work on one partition; delete the run and use one kind of machine"
+    )
+
+
+def recorded(store: Store) -> dict[int, list[int]]:
+    """How many batches each record says are stored, ascending, by partition; one listing."""
+    found: dict[int, list[int]] = {}
+    for key in sorted(item.key for item in store.objects(RECORDS)):
+        match = RECORD_KEY.fullmatch(key)
+        if match:
+            found.setdefault(int(match[1]), []).append(int(match[2]))
+    return found
+
+
+def last_record(store: Store, claim: dict[str, Any], partition: int) -> dict[str, Any] | None:
+    """All the state that a partition has: its last record, None where there is none."""
+    counts = recorded(store).get(partition)
+    return read_record(store, claim, partition, counts[-1]) if counts else None
+
+
+def each_record(store: Store, claim: dict[str, Any], partition: int) -> Iterator[dict[str, Any]]:
+    """Every record of a partition that is recorded to its end, in order, one in memory at a time.
+    Raises CheckError for a bad one."""
+    for batches in record_counts(claim["spec"]):
+        yield read_record(store, claim, partition, batches)
+
+
+def read_record(
+    store: Store, claim: dict[str, Any], partition: int, batches: int
+) -> dict[str, Any]:
+    """One record, checked. Raises CheckError where it is damaged or of another run."""
+    key = record_key(partition, batches)
+    record = sealed_json.load("record", store.get(key) or b"", f"{store.url}/{key}")
+    found = (record["fingerprint"], record["partition"], record["batches"])
+    if found != (claim["fingerprint"], partition, batches):
+        raise CheckError(f"{store.url}/{key} belongs to another run or place: delete the run")
+    return record

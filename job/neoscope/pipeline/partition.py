@@ -1,0 +1,260 @@
+"""One partition: text -> tokens -> batch -> hooked forward -> chunks -> record.
+
+In: a spec, a place, and how far a partition is recorded there. Out: all its batches stored and
+recorded. It puts the pieces together and times them; each step is a module of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neoscope.errors import CheckError, InputError
+from neoscope.format import chunks, layout, records
+from neoscope.format.arrays import ArraySchema, array_schemas, schemas_of
+from neoscope.format.chunks import StoredChunk
+from neoscope.format.claim import put_claim
+from neoscope.format.layout import TOKEN_IDS, TOKEN_LENGTH, statistics_key
+from neoscope.format.statistics import put_cells
+from neoscope.format.vocabulary import vocabulary_content
+from neoscope.model import memory
+from neoscope.model.hooks import stream
+from neoscope.model.loading import pick_device
+from neoscope.pipeline import stored_batch
+from neoscope.pipeline.environment import (
+    describe_environment,
+    keep_memory_flat,
+    return_freed_memory,
+)
+from neoscope.pipeline.inputs import Prepared, prepare
+from neoscope.pipeline.layer_writer import LayerWriter, put_array
+from neoscope.pipeline.stored_batch import StoredBatch
+from neoscope.progress import Progress
+from neoscope.spec import LAYER, RunSpec
+from neoscope.statistics.accumulator import LengthStatistics
+from neoscope.statistics.cells import Cells
+from neoscope.statistics.token_lengths import histogram
+from neoscope.storage.store import Store
+
+
+def store_partition(
+    spec: RunSpec,
+    store: Store,
+    *,
+    partition: int,
+    claim: dict[str, Any] | None,
+    last: dict[str, Any] | None,
+    cells: Cells | None,
+    text_paths: list[Path],
+    device: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Store the batches of a partition that are not recorded yet; the claim that they belong to.
+
+    `claim` is the one that is already there, `last` the partition's last record, if any, and `cells`
+    the statistics up to it.
+    """
+    timings: dict[str, float] = {}
+    keep_memory_flat()
+    target = pick_device(device)
+    environment = describe_environment(target)
+    # It takes a second to compile: beside the text and the weights, not in the first layer's hook.
+    threading.Thread(
+        target=importlib.import_module, args=["neoscope.statistics.kernels"], daemon=True
+    ).start()
+    with _timed(timings, "prepare"):
+        prepared = prepare(spec, claim, partition, last, text_paths, target, progress)
+        if claim is None:
+            claim = _claim(spec, store, prepared, environment)
+            if claim["text"] != prepared.resolved["text"]:
+                # Another worker was first, and found an earlier or later state of the data set.
+                prepared = prepare(spec, claim, partition, last, text_paths, target, progress)
+        records.check_resolved(store, claim, prepared.resolved)
+        _warn_of_libraries(claim, environment, progress)
+        store.put(
+            layout.VOCABULARY,
+            vocabulary_content(prepared.tokenizer.strings, prepared.tokenizer.special),
+        )
+        return_freed_memory()
+    first = last["batches"] if last else 0
+    layers = (spec.batches - first) * len(claim["hook"]["layers"])
+    progress.begin("capturing", layers * spec.sequences // spec.pass_sequences, "layers")
+    schemas = schemas_of(claim)
+    with ExitStack() as stack:
+        writer = None
+        if spec.arrays:
+            layer = next(iter(schemas.values()))
+            writer = LayerWriter(store, layer, target, spec.pass_sequences)
+            stack.enter_context(closing(writer))
+        statistics = _statistics(claim, prepared, cells, target)
+        work = _Partition(spec, store, partition, prepared, schemas, writer, statistics, progress)
+        deleting = True
+        for count in records.record_counts(claim["spec"]):
+            if count <= first:
+                continue
+            record = layout.record_key(partition, count)
+            stored = [_store_batch(work, number, record, timings) for number in range(first, count)]
+            content = {**stored_batch.record_content(stored), "environment": environment}
+            if statistics:
+                with _timed(timings, "store"):
+                    content["statistics"] = put_cells(
+                        store, partition, count, statistics.cells(), record
+                    )
+            records.put_record(store, claim, partition, count, {**content, "timings": timings})
+            if statistics and first and deleting:
+                deleting = _delete_superseded(store, statistics_key(partition, first), progress)
+            first, timings = count, {}
+    progress.end()
+    return claim
+
+
+@dataclasses.dataclass(frozen=True)
+class _Partition:
+    """What every batch of a partition is made of, and where it goes."""
+
+    spec: RunSpec
+    store: Store
+    number: int
+    prepared: Prepared
+    schemas: dict[str, ArraySchema]
+    writer: LayerWriter | None
+    statistics: LengthStatistics | None
+    progress: Progress
+
+
+def _statistics(
+    claim: dict[str, Any], prepared: Prepared, cells: Cells | None, device: torch.device
+) -> LengthStatistics | None:
+    """The partition's statistics as they are after its last record."""
+    if not claim["spec"]["statistics"]:
+        return None
+    statistics = LengthStatistics(
+        prepared.lengths,
+        layers=[f"{LAYER}{number}" for number in claim["hook"]["layers"]],
+        neurons=claim["model"]["neurons"],
+        device=device,
+    )
+    if cells:
+        statistics.restore(cells)
+    return statistics
+
+
+def _delete_superseded(store: Store, key: str, progress: Progress) -> bool:
+    """Delete the statistics of an earlier record; False where that is not allowed, which is told."""
+    try:
+        store.delete([key])
+    except InputError as error:
+        progress.warn(f"the statistics of each batch stay, {error}")
+        return False
+    return True
+
+
+def _store_batch(
+    work: _Partition, number: int, record: str, timings: dict[str, float]
+) -> StoredBatch:
+    """Compute and store batch `number` of a partition, which the record with the key `record` will
+    name."""
+    spec, prepared, writer, statistics = work.spec, work.prepared, work.writer, work.statistics
+    batch_of_run = work.number * spec.batches + number
+    dtype: torch.dtype = getattr(torch, spec.store_dtype)
+    with _timed(timings, "text"):
+        batch = next(prepared.batches)
+    token_lengths = prepared.lengths[batch.token_ids]
+
+    def take(sequences: slice, name: str, values: torch.Tensor) -> None:
+        if writer:
+            schema = work.schemas[name]
+            writer.write(schema, batch_of_run, values, record, first=sequences.start)
+        if statistics:
+            with _timed(timings, "statistics"):
+                statistics.add(name, values.to(dtype), token_lengths[sequences])
+        work.progress.advance(f"batch {number + 1} of {spec.batches}, {name}")
+
+    with _timed(timings, "capture"), memory.speaking_of_pass(spec):
+        for first in range(0, spec.sequences, spec.pass_sequences):
+            sequences = slice(first, first + spec.pass_sequences)
+            stream(
+                prepared.loaded.model,
+                batch.token_ids[sequences],
+                [functools.partial(take, sequences)],
+                forward=spec.forward,
+                point=prepared.point,
+                layers=spec.layers,
+            )
+    with _timed(timings, "store"):
+        stored = writer.finish() if writer else {}
+        for name, values in ((TOKEN_IDS, batch.token_ids), (TOKEN_LENGTH, token_lengths)):
+            schema = work.schemas[name]
+            stored[name] = [put_array(work.store, schema, batch_of_run, values, record)]
+    with _timed(timings, "read_back"):
+        read_back = _read_back(work.store, work.schemas, stored, number)
+    counts = histogram(token_lengths)
+    special = spec.tokens_per_batch - sum(counts.values())
+    return StoredBatch(batch, stored, counts, special, read_back)
+
+
+def _claim(
+    spec: RunSpec, store: Store, prepared: Prepared, environment: dict[str, Any]
+) -> dict[str, Any]:
+    """Claim the place for the spec as it was resolved, or adopt another worker's claim."""
+    model = prepared.resolved["model"]
+    layers = prepared.resolved["hook"]["layers"]
+    schemas = array_schemas(spec, layers=layers, neurons=model["neurons"])
+    body = {
+        **prepared.resolved,
+        "arrays": {name: schema.to_json() for name, schema in schemas.items()},
+        "environment": environment,
+    }
+    return put_claim(store, spec, body)
+
+
+def _warn_of_libraries(
+    claim: dict[str, Any], environment: dict[str, Any], progress: Progress
+) -> None:
+    """Say once where this start uses other versions than the run began with."""
+    then, now = claim["environment"]["libraries"], environment["libraries"]
+    changed = [
+        f"{name} {then.get(name)} -> {now[name]}" for name in now if now[name] != then.get(name)
+    ]
+    if changed:
+        progress.warn(f"the run began with other versions of libraries: {', '.join(changed)}")
+
+
+def _read_back(
+    store: Store,
+    schemas: dict[str, ArraySchema],
+    stored: dict[str, list[StoredChunk]],
+    batch: int,
+) -> dict[str, str]:
+    """Read one chunk of every layer from the store and compare it with what was computed.
+
+    The chunk differs from layer to layer and batch to batch. Returns its key by layer.
+    """
+    keys = {}
+    for index, (name, parts) in enumerate(stored.items()):
+        if name in (TOKEN_IDS, TOKEN_LENGTH):
+            continue
+        part = parts[(batch + index) % len(parts)]
+        if chunks.stored_digest(schemas[name], store.get(part.key)) != part.digest:
+            raise CheckError(
+                f"{store.url}/{part.key} does not read back as it was stored: "
+                "the storage or the way to it is faulty; nothing is committed"
+            )
+        keys[name] = part.key
+    return keys
+
+
+@contextmanager
+def _timed(timings: dict[str, float], step: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    timings[step] = timings.get(step, 0.0) + time.perf_counter() - began

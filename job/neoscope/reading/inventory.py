@@ -1,0 +1,170 @@
+"""What a committed run must be, by its own documents: one pass over the records, which are not kept.
+
+In: a store. Out: claim, manifest, the size and digest of every other object, and what is wrong with bytes
+that are not those. It reads no object but the documents.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import numpy.typing as npt
+
+from neoscope.errors import CheckError
+from neoscope.format import chunks, sealed_json
+from neoscope.format.arrays import ArraySchema, schemas_of
+from neoscope.format.layout import CLAIM, MANIFEST, TOKEN_IDS, TOKEN_LENGTH, VOCABULARY, record_key
+from neoscope.format.records import each_record
+from neoscope.format.totals import Totals
+from neoscope.storage.store import Store
+
+AGAIN = "make the run anew (neoscope delete, then run)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Find:
+    """One thing that is not as it must be."""
+
+    key: str
+    problem: str
+    remedy: str = AGAIN
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.problem}; {self.remedy}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """A chunk as its record says it is."""
+
+    schema: ArraySchema
+    size: int
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """What one record says of tokens: the chunks of their ids and lengths, and how many there are of
+    each length, special ones apart."""
+
+    record: str
+    ids: list[str]
+    lengths: list[str]
+    histogram: dict[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """A committed run as it says it is.
+
+    `documents` are the content digests of claim, manifest and records by key, `chunks` are by key, and
+    `digests` of all other objects, SHA-256 (64 digits) or xxh3-128 (32). `superseded` are keys of
+    statistics that may be there or not. `strangers` are documents that are sound in themselves, but
+    not those that the manifest was made of.
+    """
+
+    claim: dict[str, Any]
+    manifest: dict[str, Any]
+    totals: Totals
+    documents: dict[str, str]
+    chunks: dict[str, Expected]
+    digests: dict[str, str]
+    superseded: set[str]
+    tokens: list[Tokens]
+    strangers: list[Find]
+
+    def find(self, key: str, body: bytes | memoryview | None) -> Find | None:
+        """What is wrong with an object, if anything; nothing is known of the report."""
+        if key in self.chunks:
+            values = held_against(key, body, self.chunks[key])
+            return values if isinstance(values, Find) else None
+        if body is None:
+            return Find(key, "is missing")
+        if key in self.documents:
+            try:
+                document = sealed_json.load(_kind(key), bytes(body), key)
+            except CheckError as error:
+                return Find(key, str(error))
+            same = document["content_digest"] == self.documents[key]
+        else:
+            digest = self.digests.get(key)
+            same = digest is None or _digest(body, len(digest)) == digest
+        return None if same else Find(key, "is not the one that was recorded")
+
+
+def read_recorded(store: Store) -> Recorded:
+    """Raises CheckError where a document is missing or damaged, or not of this run."""
+    claim, manifest = (
+        sealed_json.load(_kind(key), store.get(key) or b"", f"{store.url}/{key}")
+        for key in (CLAIM, MANIFEST)
+    )
+    digests = {
+        VOCABULARY: claim["tokenizer"]["vocabulary_digest"],
+        **manifest["zarr"],
+        **{
+            key: o["sha256"] for key, o in manifest.get("statistics", {}).get("objects", {}).items()
+        },
+    }
+    said = {CLAIM: manifest["claim"], **manifest["records"]}
+    documents = {**said, MANIFEST: manifest["content_digest"]}
+    found = Recorded(claim, manifest, Totals(claim), documents, {}, digests, set(), [], [])
+    there = {CLAIM: claim["content_digest"]}
+    for partition in range(claim["spec"]["partitions"]):
+        for record in each_record(store, claim, partition):
+            key = record_key(partition, record["batches"])
+            there[key] = record["content_digest"]
+            if said.get(key) == there[key]:
+                _take(found, key, record)
+    for key in sorted(said.keys() | there.keys()):
+        if said.get(key) != there.get(key):
+            found.strangers.append(Find(key, "is not the one that the manifest names"))
+    return found
+
+
+def _take(found: Recorded, key: str, record: dict[str, Any]) -> None:
+    """Take in what one record says."""
+    found.totals.add(record)
+    for name, schema in schemas_of(found.claim).items():
+        for part in record["arrays"][name]["chunks"]:
+            found.chunks[part["key"]] = Expected(schema, part["size"], part["digest"])
+    ids, lengths = (
+        [part["key"] for part in record["arrays"][name]["chunks"]]
+        for name in (TOKEN_IDS, TOKEN_LENGTH)
+    )
+    histogram = {int(length): count for length, count in record["length_histogram"].items()}
+    found.tokens.append(Tokens(key, ids, lengths, histogram))
+    if "statistics" in record:
+        cells = record["statistics"]
+        found.digests[cells["key"]] = cells["digest"]
+        if record["batches"] < found.claim["spec"]["batches"]:
+            found.superseded.add(cells["key"])
+
+
+def held_against(
+    key: str, body: bytes | memoryview | None, expected: Expected
+) -> npt.NDArray[Any] | Find:
+    """The values of a stored chunk that is as its record says; else what is wrong with it."""
+    if body is None:
+        return Find(key, "is missing")
+    if len(body) != expected.size:
+        return Find(key, f"has {len(body)} bytes, recorded with {expected.size}")
+    try:
+        values = chunks.decode(expected.schema, body)
+    except ValueError:
+        return Find(key, "is damaged: its checksum does not fit")
+    if chunks.digest(values) != expected.digest:
+        return Find(
+            key, "holds other values than were recorded, with a right checksum: stale or swapped"
+        )
+    return values
+
+
+def _kind(key: str) -> str:
+    """Of a sealed document."""
+    return {CLAIM: "run", MANIFEST: "manifest"}.get(key, "record")
+
+
+def _digest(body: bytes | memoryview, digits: int) -> str:
+    return hashlib.sha256(body).hexdigest() if digits == 64 else chunks.bytes_digest(body)

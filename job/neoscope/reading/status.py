@@ -1,0 +1,57 @@
+"""How far a run is, from one listing of its records.
+
+In: a store. Out: batches by partition, and whether the run is committed. It does not know whether
+what is stored is right; that is `verify`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from neoscope.errors import InputError
+from neoscope.format.layout import CLAIM, MANIFEST
+from neoscope.format.manifest import read_manifest
+from neoscope.format.records import read_claim, recorded
+from neoscope.storage.store import Store
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """`stored` batches of each partition, of `batches` each, and whether there is a manifest."""
+
+    url: str
+    stored: list[int]
+    batches: int
+    committed: bool
+
+    @property
+    def line(self) -> str:
+        total = self.batches * len(self.stored)
+        whole = sum(count == self.batches for count in self.stored)
+        state = "committed" if self.committed else "not committed"
+        return (
+            f"{sum(self.stored)} of {total} batches, "
+            f"{whole} of {len(self.stored)} partitions whole, {state}"
+        )
+
+
+def status(store: Store) -> Status:
+    """Raises InputError where there is no run."""
+    claim = read_claim(store)
+    if claim is None:
+        raise InputError(f"there is no run at {store.url}: no {CLAIM}")
+    found = recorded(store)
+    spec = claim["spec"]
+    stored = [found.get(partition, [0])[-1] for partition in range(spec["partitions"])]
+    return Status(store.url, stored, spec["batches"], store.get(MANIFEST) is not None)
+
+
+def committed(store: Store) -> dict[str, Any]:
+    """The manifest of a run. Raises InputError where it is not committed, saying how far it is."""
+    manifest = read_manifest(store)
+    if manifest is None:
+        raise InputError(
+            f"the run at {store.url} is not whole: {status(store).line}; finish it first"
+        )
+    return manifest

