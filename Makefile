@@ -64,7 +64,7 @@ image: ## Builds the container image (IMAGE=name:tag, BASE_IMAGE=...)
 
 image-check: $(READY) ## Tries the built image, and prints its size and layers
 	@$(BIN)/python $(MINIO) get
-	@$(BIN)/python -m pytest tests/docker/image.py $(ARGS)
+	@$(BIN)/python -m pytest tests/deploy/image.py $(ARGS)
 	@docker image inspect --format '{{.Size}} bytes in {{len .RootFS.Layers}} layers' $(IMAGE)
 	@docker history --format 'table {{.Size}}\t{{.CreatedBy}}' $(IMAGE)
 
@@ -87,7 +87,7 @@ k8s-delete: ## Deletes what k8s-run has made (OVERLAY, NAMESPACE); the run itsel
 	@$(KUBECTL) delete --kustomize $(OVERLAY_DIR) --ignore-not-found
 
 test-k8s: $(READY) ## Tries k8s/overlays/local on the cluster that kubectl points at
-	@$(BIN)/python -m pytest tests/k8s/cluster.py --timeout 1200 $(ARGS)
+	@$(BIN)/python -m pytest tests/deploy/cluster.py --timeout 1200 $(ARGS)
 
 lock: $(UV) ## Pins what pyproject.toml asks for in requirements/ (ARGS=--upgrade for the newest)
 	@$(COMPILE) pyproject.toml --output-file requirements/job.txt

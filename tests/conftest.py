@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import random
-import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from support.command import BUCKET, FAULTS, ROOT, invoke
+
 sys.path.insert(0, str(ROOT / "job" / "local"))
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-
-import minio  # noqa: E402
-
-BUCKET = "neoscope-test"
-# NEOSCOPE_FAULTS=full asks for all of tests/faults, which takes half an hour; without, each fault is made
-# some times. NEOSCOPE_FAULTS_SEED repeats the choices of an earlier time.
-FAULTS: dict[str, Any] = {
-    "full": os.environ.pop("NEOSCOPE_FAULTS", "") == "full",
-    "seed": os.environ.pop("NEOSCOPE_FAULTS_SEED", "") or random.SystemRandom().randrange(10**6),
-}
+import minio
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -129,28 +116,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class Finished:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-def neoscope(*arguments: object, seconds: float = 120, **environment: str) -> Finished:
-    """Run the command as a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "neoscope", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, **environment},
-    )
-    return Finished(done.returncode, done.stdout, done.stderr)
-
-
 @pytest.fixture
 def tiny_run(tiny_model: Path) -> list[str]:
     """The arguments, but for the place, of a run that takes a second of computing."""
@@ -158,18 +123,6 @@ def tiny_run(tiny_model: Path) -> list[str]:
         *("--model", str(tiny_model), "--dataset", "sample"),
         *("--sequences", "8", "--positions", "32"),
     ]
-
-
-def invoke(*arguments: object, **environment: str) -> Finished:
-    """Run the command in this process, which spares the seconds that its imports take."""
-    from neoscope.commands import main
-
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        code = main.invoke([*map(str, arguments)])
-    return Finished(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
-from conftest import Finished, neoscope
-from fake_hub import FakeHub, Fault, refusing, serving
+from support.command import Finished, neoscope
+from support.fake_hub import FakeHub, Fault, refusing, serving
 
 SEQUENCES, POSITIONS = 8, 24
 SIZE = ("--sequences", str(SEQUENCES), "--positions", str(POSITIONS))
@@ -61,7 +61,7 @@ UNWRITABLE = Path("/sys/neoscope")  # in /sys nobody makes a folder, root neithe
 EACH = """
 import dataclasses, json, os, sys
 sys.path.insert(0, sys.argv[1])
-from conftest import invoke
+from support.command import invoke
 for arguments in json.loads(sys.argv[2]):
     print(json.dumps(dataclasses.asdict(invoke(*arguments))), flush=True)
 os._exit(0)

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 import neoscope
-from conftest import invoke
 from neoscope import capture, load_model, load_tokenizer, open_run, tokenize
 from neoscope.commands.options import SPEC_OPTIONS
 from neoscope.errors import ConflictError, InputError, UsageError
 from neoscope.statistics import by_length
 from neoscope.text.documents import SAMPLE_FILE
-from places import listing
+from support.command import invoke
+from support.places import listing
 
 
 def test_completion_offers_the_public_names_and_nothing_heavy_is_imported() -> None:

@@ -26,8 +26,8 @@ import pytest
 import trustme
 from minio_program import binary
 
-from conftest import invoke
 from neoscope.storage.store import open_store
+from support.command import invoke
 
 BUCKET, DOTTED, THERE = "neoscope-test", "neoscope.test", "neoscope-there"
 REGIONS = {BUCKET: "us-east-1", DOTTED: "us-east-1", THERE: "eu-central-1"}

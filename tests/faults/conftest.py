@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import BUCKET, FAULTS
 from faults.content import content, objects, put
 from faults.forks import Forks, forking
 from neoscope.text.documents import SAMPLE_FILE
+from support.command import BUCKET, FAULTS
 
 Tell = Callable[[str, int, str], None]
 NewUrl = Callable[[], str]

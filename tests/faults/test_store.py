@@ -17,11 +17,11 @@ from pathlib import Path
 import minio
 import pytest
 
-from conftest import BUCKET, FAULTS
 from faults.conftest import NewUrl, Tell, Undisturbed, times
 from faults.content import client, content, differences, objects
 from faults.forks import Ended, Forks
 from faults.proxy import Request, proxied
+from support.command import BUCKET, FAULTS
 
 
 def one_line(ended: Ended) -> str:
