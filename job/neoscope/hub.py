@@ -26,21 +26,21 @@ FOLDER = "give a local folder"
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class Repository:
     """Where a repository is read from: at one commit of it, or in a local folder (`commit` is None).
 
-    `trouble` says why the Hub cannot be asked for files, so that only its cache on this disk is left.
+    `unavailable_reason` says why the Hub cannot be asked for files, so that only its cache on this disk is left.
     """
 
     commit: str | None = None
-    trouble: str | None = None
+    unavailable_reason: str | None = None
 
     @property
     def offline(self) -> bool:
-        return self.commit is None or self.trouble is not None
+        return self.commit is None or self.unavailable_reason is not None
 
 
-def find(what: str, name: str, revision: str | None, *, known: Iterable[str] = ()) -> Place:
+def find(what: str, name: str, revision: str | None, *, known: Iterable[str] = ()) -> Repository:
     """Where the model or tokenizer `name` is read from; `what` is what the user calls it.
 
     Where it is not found, the one of the `known` names that is nearest is asked for, if any is near.
@@ -50,7 +50,7 @@ def find(what: str, name: str, revision: str | None, *, known: Iterable[str] = (
     if Path(name).is_dir():
         if revision:
             raise UsageError(f"{what} is a local folder, which has no revision {revision}: drop it")
-        return Place()
+        return Repository()
     if _is_path(name):
         raise InputError(f"{what} is no folder here: give one that exists, or a name on the Hub")
     return _find(what, name, revision, "model", FOLDER, _did_you_mean(name, known))
@@ -63,33 +63,33 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {names[near[0]]}?" if near and near != [name.lower()] else ""
 
 
-def cached_config(what: str, name: str, place: Place) -> Path | None:
+def cached_config(what: str, name: str, repository: Repository) -> Path | None:
     """The config.json of a model on the Hub, in its cache; None where it has none."""
     from huggingface_hub import errors, hf_hub_download
 
-    with speaking(what, place.trouble):
+    with translate_errors(what, repository.unavailable_reason):
         try:
             return Path(
                 hf_hub_download(
                     name,
                     "config.json",
-                    revision=place.commit,
-                    local_files_only=place.offline,
+                    revision=repository.commit,
+                    local_files_only=repository.offline,
                 )
             )
         except errors.EntryNotFoundError:
             return None
 
 
-def find_dataset(what: str, name: str, revision: str | None, *, instead: str) -> str:
+def find_dataset(what: str, name: str, revision: str | None, *, alternative: str) -> str:
     """The commit of the data set `name`. It is streamed, so that no cache stands in for the Hub."""
     if _is_path(name):
-        raise InputError(f"{what} is no name on the Hub: {instead}")
-    place = _find(what, name, revision, "dataset", instead)
-    if place.trouble:
-        raise UnavailableError(_not_here(place.trouble, what, instead))
-    assert place.commit is not None
-    return place.commit
+        raise InputError(f"{what} is no name on the Hub: {alternative}")
+    repository = _find(what, name, revision, "dataset", alternative)
+    if repository.unavailable_reason:
+        raise UnavailableError(_not_here(repository.unavailable_reason, what, alternative))
+    assert repository.commit is not None
+    return repository.commit
 
 
 def _find(
@@ -97,9 +97,9 @@ def _find(
     name: str,
     revision: str | None,
     kind: Literal["model", "dataset"],
-    instead: str,
+    alternative: str,
     question: str = "",
-) -> Place:
+) -> Repository:
     import httpx2
     from huggingface_hub import HfApi, constants, errors
 
@@ -108,26 +108,28 @@ def _find(
     try:
         api.repo_info(name, repo_type=kind, revision=revision, timeout=PROBE_TIMEOUT)
         # The same again, but it notes in the cache where the revision stands, for when the Hub is gone.
-        return Place(api.resolve_revision(name, repo_type=kind, revision=revision).resolved)
+        return Repository(api.resolve_revision(name, repo_type=kind, revision=revision).resolved)
     except errors.RevisionNotFoundError:
         raise InputError(
             f"{what} has no revision {revision}: give a branch, tag or commit of it"
         ) from None
     except errors.OfflineModeIsEnabled:
-        trouble = "HF_HUB_OFFLINE is set"
+        unavailable_reason = "HF_HUB_OFFLINE is set"
     except (OSError, ValueError, httpx2.HTTPError, errors.RevisionResolutionError) as error:
         if not _may_pass(error):
-            translated = _translated(what, error, None, instead)
+            translated = _translated(what, error, None, alternative)
             absent = isinstance(error, errors.RepositoryNotFoundError)
             raise type(translated)(f"{translated}{question if absent else ''}") from None
         status = _status(error)
         now = f"answers {status}" if status else f"does not answer ({_first_line(error)})"
-        trouble = f"the Hub at {constants.ENDPOINT} {now}"
+        unavailable_reason = f"the Hub at {constants.ENDPOINT} {now}"
     try:
         found = api.resolve_revision(name, repo_type=kind, revision=revision, local_files_only=True)
     except errors.RevisionResolutionError:
-        raise UnavailableError(_not_here(trouble, what, instead) + question) from None
-    return Place(found.resolved, trouble)
+        raise UnavailableError(
+            _not_here(unavailable_reason, what, alternative) + question
+        ) from None
+    return Repository(found.resolved, unavailable_reason)
 
 
 def _is_path(name: str) -> bool:
@@ -135,10 +137,12 @@ def _is_path(name: str) -> bool:
 
 
 @contextmanager
-def speaking(what: str, trouble: str | None = None, *, instead: str = FOLDER) -> Iterator[None]:
+def translate_errors(
+    what: str, unavailable_reason: str | None = None, *, alternative: str = FOLDER
+) -> Iterator[None]:
     """Turn what the Hub's clients raise while loading `what` into errors for the user.
 
-    `trouble` is that of its `Place`, and `instead` what the user can do without the Hub.
+    `unavailable_reason` is that of its `Repository`, and `alternative` what the user can do without the Hub.
     """
     import httpx2
     from huggingface_hub import errors
@@ -154,11 +158,11 @@ def speaking(what: str, trouble: str | None = None, *, instead: str = FOLDER) ->
         errors.EntryNotFoundError,
         errors.RevisionResolutionError,
     ) as error:
-        raise _translated(what, error, trouble, instead) from None
+        raise _translated(what, error, unavailable_reason, alternative) from None
 
 
 def _translated(
-    what: str, error: BaseException, trouble: str | None, instead: str
+    what: str, error: BaseException, unavailable_reason: str | None, alternative: str
 ) -> NeoscopeError:
     """What an error of the Hub's clients means. They wrap each other's, so that its causes count too."""
     from huggingface_hub import errors
@@ -178,7 +182,7 @@ def _translated(
         if _may_pass(cause):
             status = _status(cause)
             now = f"the Hub answers {status}" if status else "the Hub does not answer"
-            return UnavailableError(_not_here(trouble or now, what, instead))
+            return UnavailableError(_not_here(unavailable_reason or now, what, alternative))
         if isinstance(cause, OSError) and cause.errno in NO_ROOM:
             return InputError(
                 f"{what} cannot be loaded ({cause.strerror}: {cause.filename}): if that is the Hub's "
@@ -218,10 +222,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _not_here(trouble: str, what: str, instead: str) -> str:
+def _not_here(unavailable_reason: str, what: str, alternative: str) -> str:
     return (
-        f"{trouble}, and {what} is not on this disk: "
-        f"try again when the Hub can be reached, or {instead}"
+        f"{unavailable_reason}, and {what} is not on this disk: "
+        f"try again when the Hub can be reached, or {alternative}"
     )
 
 
@@ -256,14 +260,14 @@ def _prepare_clients() -> None:
 
 
 @contextmanager
-def loading(what: str, place: Place) -> Iterator[None]:
+def loading(what: str, repository: Repository) -> Iterator[None]:
     """Turn what is raised while `what` is loaded into errors for the user.
 
     transformers, tokenizers and safetensors raise any kind of exception for files that they cannot
     make sense of, and tokenizers a bare one.
     """
     try:
-        with speaking(what, place.trouble):
+        with translate_errors(what, repository.unavailable_reason):
             yield
     except (NeoscopeError, MemoryError):
         raise

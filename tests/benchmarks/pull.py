@@ -24,7 +24,7 @@ import obstore
 from measure import in_turn, table
 
 from neoscope.commands.pull.pull import pull
-from neoscope.commands.pull.source import open_origin
+from neoscope.commands.pull.source import open_verified_source
 from neoscope.progress import Progress
 from neoscope.storage.store import REQUESTS_IN_FLIGHT, Store, open_store
 
@@ -63,7 +63,7 @@ def pulled(source: Store, dest: Store, layers: str | None, form: str) -> None:
 
 def checked(source: Store) -> None:
     """What pull reads, held against its digests and dropped."""
-    origin = open_origin(source)
+    origin = open_verified_source(source)
     with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
         list(pool.map(lambda key: len(origin.read(key)), origin.run.chunks))
 

@@ -41,7 +41,7 @@ def cli() -> None:
     """What every MLP neuron of a language model does on real text, as Zarr in object storage.
 
     Every option of `run` can be set in the environment too, as NEOSCOPE_ and its name in capitals
-    (NEOSCOPE_DATASET_CONFIG is --dataset-config). Credentials come from where boto3 finds them.
+    (NEOSCOPE_DATASET_CONFIG is --dataset-config). Credentials come from where boto3 problems them.
     """
 
 
@@ -111,7 +111,7 @@ FETCHED = ("model", "model_revision", "weights", "tokenizer")
 def fetch_command(**options: Any) -> None:
     """Download model and tokenizer into the Hub's cache (HF_HOME), and nothing else.
 
-    A run that is told the same of them finds them there.
+    A run that is told the same of them problems them there.
     """
     from neoscope.commands.fetch import fetch
 
@@ -178,20 +178,20 @@ def verify_command(
     check_request(store, recompute=recompute, text=text, text_paths=paths)
     progress = Progress()
     checked = verify(store, progress)
-    finds = list(checked.finds)
-    claim = None if finds else read_claim(store)
+    problems = list(checked.problems)
+    claim = None if problems else read_claim(store)
     if claim and recompute:
         from neoscope.commands.recompute import recompute as again
 
-        finds += again(store, claim, recompute, device, progress)
+        problems += again(store, claim, recompute, device, progress)
     if claim and text:
         from neoscope.commands.recompute import retokenize
 
-        finds += retokenize(store, claim, paths, progress)
-    for line in [*finds, *told(checked)]:
+        problems += retokenize(store, claim, paths, progress)
+    for line in [*problems, *told(checked)]:
         click.echo(str(line))
-    if finds:
-        raise CheckError(f"{store.url} is not as it was committed: {len(finds)} finds")
+    if problems:
+        raise CheckError(f"{store.url} is not as it was committed: {len(problems)} problems")
     more = f"; {recompute} sequences computed again agree" if recompute else ""
     more += "; the text read again gives the same tokens" if text else ""
     click.echo(

@@ -1,6 +1,6 @@
 """Stored values held against a second computation: transformers' own model, and the text again.
 
-In: a verified run. Out: finds. It shares with the run only what the run stored and the names in its
+In: a verified run. Out: problems. It shares with the run only what the run stored and the names in its
 claim: the pass is transformers' eager one, not ours.
 """
 
@@ -22,7 +22,7 @@ from neoscope.model.hooks import capture
 from neoscope.model.loading import find_model, load, pick_device
 from neoscope.progress import Progress
 from neoscope.reading.dataset import open_arrays
-from neoscope.reading.inventory import Find
+from neoscope.reading.inventory import Problem
 from neoscope.storage.store import Store
 from neoscope.text.documents import Documents
 from neoscope.text.packing import batches
@@ -36,7 +36,7 @@ TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
 
 def recompute(
     store: Store, claim: dict[str, Any], sequences: int, device: str, progress: Progress
-) -> Iterator[Find]:
+) -> Iterator[Problem]:
     """Compute `sequences` of the run's sequences again, spread evenly, and compare every layer."""
     spec, model = claim["spec"], claim["model"]
     loaded = load(
@@ -71,7 +71,7 @@ def recompute(
             scale = float(np.sqrt(np.mean(expected**2)))
             off = float(np.sqrt(np.mean((stored - expected) ** 2))) / scale if scale else 0.0
             if not off <= limit:
-                yield Find(
+                yield Problem(
                     f"{name}, sequence {sequence}",
                     f"differs from transformers' own pass by {off:.2g} of its size, allowed {limit:.2g}",
                 )
@@ -81,7 +81,7 @@ def recompute(
 
 def retokenize(
     store: Store, claim: dict[str, Any], paths: list[Path], progress: Progress
-) -> Iterator[Find]:
+) -> Iterator[Problem]:
     """Stream the recorded text again and compare its tokens, batch by batch. `paths` are the files of a
     run that was made of local files, seen to be its own."""
     spec, described = claim["spec"], claim["text"]
@@ -107,6 +107,8 @@ def retokenize(
         for record in each_record(store, claim, partition):
             for part in record["arrays"][TOKEN_IDS]["chunks"]:
                 if chunks.digest(next(packed).token_ids.astype(schema.dtype)) != part["digest"]:
-                    yield Find(part["key"], "holds other tokens than the recorded text gives now")
+                    yield Problem(
+                        part["key"], "holds other tokens than the recorded text gives now"
+                    )
                 progress.advance(part["key"])
     progress.end()

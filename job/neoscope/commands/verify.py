@@ -1,6 +1,6 @@
 """Every stored byte of a run, held against what claim, records and manifest say of it.
 
-In: a store. Out: finds, each naming an object, what is wrong with it, and what to do; and what lies there
+In: a store. Out: problems, each naming an object, what is wrong with it, and what to do; and what lies there
 that is not the run's, which is no damage. Nothing but the report's bytes is left out. It does not compute
 the model; see `recompute`.
 
@@ -27,7 +27,7 @@ from neoscope.format.claim import left_by_system
 from neoscope.format.layout import FOLDERS, MANIFEST, REPORT
 from neoscope.format.manifest import manifest_content
 from neoscope.progress import Progress
-from neoscope.reading.inventory import Expected, Find, Recorded, held_against, read_recorded
+from neoscope.reading.inventory import Expected, Inventory, Problem, check_chunk, read_inventory
 from neoscope.statistics import token_lengths
 from neoscope.storage.store import Store
 from neoscope.text.documents import describe_file
@@ -42,7 +42,7 @@ class Verified:
     """What came of a check: what is wrong; how many `objects` of how many bytes were read; and by key the
     objects that are not the run's, `others` and what systems leave."""
 
-    finds: list[Find]
+    problems: list[Problem]
     objects: int = 0
     size: int = 0
     others: list[str] = dataclasses.field(default_factory=list)
@@ -56,29 +56,29 @@ def verify(store: Store, progress: Progress) -> Verified:
         raise InputError(f"there is no run at {store.url}")
     if MANIFEST not in there:
         missing = "is missing: the run is not committed"
-        return Verified([Find(MANIFEST, missing, "run the same command again")])
+        return Verified([Problem(MANIFEST, missing, "run the same command again")])
     try:
-        run = read_recorded(store)
+        run = read_inventory(store)
     except CheckError as error:
-        return Verified([Find(store.url, str(error))])
-    if run.strangers:
-        return Verified(run.strangers)
-    finds = list(_documents(store, run))
+        return Verified([Problem(store.url, str(error))])
+    if run.mismatched_documents:
+        return Verified(run.mismatched_documents)
+    problems = list(_documents(store, run))
     own = there.keys() & {*run.documents, *run.digests, *run.chunks}
     system = {key for key in there if left_by_system(key)}
     foreign = there.keys() - own - system - {REPORT}
     among = {key for key in foreign if key.startswith(tuple(f"{name}/" for name in FOLDERS))}
     for key in sorted(among):
-        finds.append(Find(key, "does not belong to the run", "delete it"))
+        problems.append(Problem(key, "does not belong to the run", "delete it"))
     statistics = run.manifest.get("statistics", NO_STATISTICS)["objects"]
     for key in sorted(run.digests.keys() - statistics.keys()):
         if key in there or key not in run.superseded:
-            finds += filter(None, [run.find(key, store.read(key))])
-    finds += _each_chunk(store, run, there, progress)
-    if not finds:
-        finds += _tokens(store, run)
+            problems += filter(None, [run.find(key, store.read(key))])
+    problems += _each_chunk(store, run, there, progress)
+    if not problems:
+        problems += _tokens(store, run)
     size = sum(there[key] for key in own)
-    return Verified(finds, len(own), size, sorted(foreign - among), sorted(system))
+    return Verified(problems, len(own), size, sorted(foreign - among), sorted(system))
 
 
 def told(checked: Verified) -> list[str]:
@@ -142,68 +142,72 @@ def _check_text_files(described: dict[str, Any], paths: list[Path]) -> None:
         raise InputError(f"{'; '.join(differ)}: give the run's own files in their order")
 
 
-def _documents(store: Store, run: Recorded) -> Iterator[Find]:
+def _documents(store: Store, run: Inventory) -> Iterator[Problem]:
     """The manifest, and the digests that it has of Zarr metadata and statistics, against what claim,
     records and cells make of them."""
     try:
         content, _ = manifest_content(store, run.claim, run.totals)
     except CheckError as error:
-        yield Find(layout.PARTITION_STATISTICS, str(error))
+        yield Problem(layout.PARTITION_STATISTICS, str(error))
         return
     for field, value in content.items():
         if (
             field not in ("environment", "statistics")
             and json.loads(json.dumps(value)) != run.manifest[field]
         ):
-            yield Find(MANIFEST, f"its {field} is not what the records say")
+            yield Problem(MANIFEST, f"its {field} is not what the records say")
     yield from _statistics(store, run, content.get("statistics", NO_STATISTICS)["arrays"])
 
 
-def _statistics(store: Store, run: Recorded, merged: dict[str, dict[str, Any]]) -> Iterator[Find]:
+def _statistics(
+    store: Store, run: Inventory, merged: dict[str, dict[str, Any]]
+) -> Iterator[Problem]:
     """`statistics.zarr` by its bytes, and its values against what the partitions' cells give. (Its
     bytes made anew could differ: another version of the library may compress otherwise.)"""
     entry = run.manifest.get("statistics", NO_STATISTICS)
     if entry["arrays"] != merged:
-        yield Find(MANIFEST, "its statistics are not what the partitions' cells say")
+        yield Problem(MANIFEST, "its statistics are not what the partitions' cells say")
     bodies = {key: store.get(key) for key in sorted(entry["objects"])}
-    finds = [find for key, body in bodies.items() if (find := run.find(key, body))]
-    yield from finds
+    problems = [find for key, body in bodies.items() if (find := run.find(key, body))]
+    yield from problems
     sound = {key: body for key, body in bodies.items() if body is not None}
     digests = {name: array["digest"] for name, array in merged.items()}
-    if sound and not finds and stored_statistics.digests(sound) != digests:
-        yield Find(layout.STATISTICS, "holds other values than the partitions' cells give")
+    if sound and not problems and stored_statistics.digests(sound) != digests:
+        yield Problem(layout.STATISTICS, "holds other values than the partitions' cells give")
 
 
 def _each_chunk(
     store: Store,
-    run: Recorded,
+    run: Inventory,
     there: Container[str],
     progress: Progress,
-) -> list[Find]:
+) -> list[Problem]:
     """Read every chunk, `READERS` at a time."""
 
-    def check(key: str) -> Find | None:
-        find = Find(key, "is missing") if key not in there else _chunk(store, key, run.chunks[key])
+    def check(key: str) -> Problem | None:
+        find = (
+            Problem(key, "is missing") if key not in there else _chunk(store, key, run.chunks[key])
+        )
         progress.advance(key)
         return find
 
     progress.begin("verifying", len(run.chunks), "chunks")
     with ThreadPoolExecutor(READERS) as pool:
-        finds = [find for find in pool.map(check, run.chunks) if find is not None]
+        problems = [find for find in pool.map(check, run.chunks) if find is not None]
     progress.end()
-    return finds
+    return problems
 
 
-def _chunk(store: Store, key: str, expected: Expected) -> Find | None:
-    values = held_against(key, store.read(key), expected)
-    if isinstance(values, Find):
+def _chunk(store: Store, key: str, expected: Expected) -> Problem | None:
+    values = check_chunk(key, store.read(key), expected)
+    if isinstance(values, Problem):
         return values
     if not np.isfinite(values).all():
-        return Find(key, "has values that are not finite")
+        return Problem(key, "has values that are not finite")
     return None
 
 
-def _tokens(store: Store, run: Recorded) -> Iterator[Find]:
+def _tokens(store: Store, run: Inventory) -> Iterator[Problem]:
     """Token ids against the vocabulary, and token lengths against token ids. What was right a moment
     ago is held against its digest again: the way here may cut a body at any time."""
     body = store.get(layout.VOCABULARY) or b""
@@ -215,14 +219,14 @@ def _tokens(store: Store, run: Recorded) -> Iterator[Find]:
     for said in run.tokens:
         counts = []
         for keys in zip(said.ids, said.lengths, strict=True):
-            ids, length = (held_against(key, store.read(key), run.chunks[key]) for key in keys)
-            if isinstance(ids, Find) or isinstance(length, Find):
-                yield from (find for find in (ids, length) if isinstance(find, Find))
+            ids, length = (check_chunk(key, store.read(key), run.chunks[key]) for key in keys)
+            if isinstance(ids, Problem) or isinstance(length, Problem):
+                yield from (find for find in (ids, length) if isinstance(find, Problem))
                 return
             if ids.min() < 0 or ids.max() >= len(table):
-                yield Find(keys[0], f"has ids outside of the vocabulary of {len(table)}")
+                yield Problem(keys[0], f"has ids outside of the vocabulary of {len(table)}")
             elif not np.array_equal(table[ids], length):
-                yield Find(keys[1], "has other lengths than the token ids have")
+                yield Problem(keys[1], "has other lengths than the token ids have")
             counts.append(token_lengths.histogram(length))
         if token_lengths.merge(counts) != said.histogram:
-            yield Find(said.record, "counts other lengths than its tokens have")
+            yield Problem(said.record, "counts other lengths than its tokens have")

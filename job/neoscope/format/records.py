@@ -80,15 +80,15 @@ def put_record(
             ) from None
 
 
-def put_before_record(store: Store, key: str, body: Body, record: str) -> str | None:
+def put_unrecorded(store: Store, key: str, body: Body, record: str) -> str | None:
     """Put an object that the record with the key `record` will name; its tag."""
     try:
         return store.create(key, body)
     except FileExistsError:
-        return _settle(store, key, body, record)
+        return _resolve_existing(store, key, body, record)
 
 
-def _settle(store: Store, key: str, body: Body, record: str) -> str | None:
+def _resolve_existing(store: Store, key: str, body: Body, record: str) -> str | None:
     """Put an object where there is one, left by a start that was broken off or made by another
     process at this moment; its tag.
 
@@ -121,7 +121,7 @@ def recorded_otherwise(store: Store, key: str) -> CheckError:
     )
 
 
-def recorded(store: Store) -> dict[int, list[int]]:
+def stored_batch_counts(store: Store) -> dict[int, list[int]]:
     """How many batches each record says are stored, ascending, by partition; one listing."""
     found: dict[int, list[int]] = {}
     for key in sorted(item.key for item in store.objects(RECORDS)):
@@ -133,7 +133,7 @@ def recorded(store: Store) -> dict[int, list[int]]:
 
 def last_record(store: Store, claim: dict[str, Any], partition: int) -> dict[str, Any] | None:
     """All the state that a partition has: its last record, None where there is none."""
-    counts = recorded(store).get(partition)
+    counts = stored_batch_counts(store).get(partition)
     return read_record(store, claim, partition, counts[-1]) if counts else None
 
 

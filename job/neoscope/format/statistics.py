@@ -26,7 +26,7 @@ from neoscope.format.layout import (
     STATISTICS_KEY,
     statistics_key,
 )
-from neoscope.format.records import last_record, put_before_record, recorded_otherwise
+from neoscope.format.records import last_record, put_unrecorded, recorded_otherwise
 from neoscope.statistics.cells import BINS_PER_UNIT, HALF, Cells, merge
 from neoscope.storage.store import Store
 
@@ -68,10 +68,10 @@ def put_cells(
     body = cells.dump()
     key = statistics_key(partition, batches)
     entry = {"key": key, "size": len(body), "digest": chunks.bytes_digest(body)}
-    recorded = store.get(record)
-    if recorded is None:
-        put_before_record(store, key, body, record)
-    elif sealed_json.load("record", recorded, f"{store.url}/{record}")["statistics"] != entry:
+    record_body = store.get(record)
+    if record_body is None:
+        put_unrecorded(store, key, body, record)
+    elif sealed_json.load("record", record_body, f"{store.url}/{record}")["statistics"] != entry:
         raise recorded_otherwise(store, key)
     return entry
 

@@ -46,7 +46,7 @@ class FoundModel:
 
     name: str
     config: PreTrainedConfig
-    place: hub.Place
+    repository: hub.Repository
     random: bool
 
 
@@ -94,7 +94,9 @@ def pick_device(device: Any) -> torch.device:
         raise InputError(f"device={device!r}: give one of 'auto', 'cpu', 'cuda'{gpus}")
     if word == "cuda" and int(number or 0) >= there:
         found = f"{there} GPUs" if there else "no GPU"
-        raise InputError(f"--device {device}: torch finds {found} here; use --device cpu or auto")
+        raise InputError(
+            f"--device {device}: torch problems {found} here; use --device cpu or auto"
+        )
     if word == "auto":
         return torch.device("cuda" if there else "cpu")
     return torch.device(device)
@@ -106,15 +108,15 @@ def find_model(name: str, *, revision: str | None, weights: str) -> FoundModel:
     logging.disable_progress_bar()
     name = full_name(name)
     if weights == "random" and name in PUBLISHED_SHAPES:
-        return FoundModel(name, published_config(name), hub.Place(), random=True)
-    place = hub.find(f"the model {name}", name, revision, known=KNOWN_NAMES)
-    config = _load_config(name, place)
+        return FoundModel(name, published_config(name), hub.Repository(), random=True)
+    repository = hub.find(f"the model {name}", name, revision, known=KNOWN_NAMES)
+    config = _load_config(name, repository)
     if weights == "random" and config.model_type != "gpt_neo":
         raise InputError(
             f"--weights random knows the initial distribution of GPT-Neo only, and {name} is a "
             f"{config.model_type}: give a folder with weights"
         )
-    return FoundModel(name, config, place, random=weights == "random")
+    return FoundModel(name, config, repository, random=weights == "random")
 
 
 def load(
@@ -127,13 +129,13 @@ def load(
     """
     dtype: torch.dtype = getattr(torch, precision)
     what = f"for the weights of {found.name}"
-    with memory.speaking(what, "use --precision bfloat16 or --device cpu"):
+    with memory.translate_out_of_memory(what, "use --precision bfloat16 or --device cpu"):
         if found.random:
             model = random_model(found.config, seed, dtype, device)
         else:
-            model = _pretrained_model(found.name, found.place, dtype, eager, device)
+            model = _pretrained_model(found.name, found.repository, dtype, eager, device)
     model = model.eval().requires_grad_(False)
-    return LoadedModel(model, found.place.commit, weights_digest(model))
+    return LoadedModel(model, found.repository.commit, weights_digest(model))
 
 
 def weights_digest(model: PreTrainedModel) -> str:
@@ -146,12 +148,12 @@ def weights_digest(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def _load_config(name: str, place: hub.Place) -> PreTrainedConfig:
-    with loading(f"the model {name}", place):
+def _load_config(name: str, repository: hub.Repository) -> PreTrainedConfig:
+    with loading(f"the model {name}", repository):
         config = AutoConfig.from_pretrained(
             name,
-            revision=place.commit or "main",
-            local_files_only=place.offline,
+            revision=repository.commit or "main",
+            local_files_only=repository.offline,
             trust_remote_code=False,
         )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -163,20 +165,20 @@ def _load_config(name: str, place: hub.Place) -> PreTrainedConfig:
 
 
 def _pretrained_model(
-    name: str, place: hub.Place, dtype: torch.dtype, eager: bool, device: torch.device
+    name: str, repository: hub.Repository, dtype: torch.dtype, eager: bool, device: torch.device
 ) -> PreTrainedModel:
     """The weights as they are in the files, cast and put on the device one by one: none is ever twice
     in memory, and a GPU's are never all in the host's."""
     # Else transformers has a service of the Hub convert weights that are no safetensors yet, in public.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
-    with loading(f"the model {name}", place):
+    with loading(f"the model {name}", repository):
         model, report = AutoModel.from_pretrained(
             name,
-            revision=place.commit or "main",
+            revision=repository.commit or "main",
             dtype=dtype,
             device_map={"": device},  # for which transformers needs accelerate
             attn_implementation="eager" if eager else None,
-            local_files_only=place.offline,
+            local_files_only=repository.offline,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,

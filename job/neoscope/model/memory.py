@@ -62,15 +62,17 @@ def require(spec: RunSpec, one_sequence: int, free: int) -> None:
 
 
 @contextmanager
-def speaking_of_pass(spec: RunSpec) -> Iterator[None]:
-    """`speaking` for a pass."""
+def translate_out_of_memory_of_pass(spec: RunSpec) -> Iterator[None]:
+    """`translate_out_of_memory` for a pass."""
     one = spec.pass_sequences == 1
-    with speaking(_pass(spec), f"lower {'--positions' if one else '--sequences-per-pass'}"):
+    with translate_out_of_memory(
+        _pass(spec), f"lower {'--positions' if one else '--sequences-per-pass'}"
+    ):
         yield
 
 
 @contextmanager
-def speaking(what: str, advice: str) -> Iterator[None]:
+def translate_out_of_memory(what: str, advice: str) -> Iterator[None]:
     """Turn a device's refusal of memory into an error for the user."""
     try:
         yield

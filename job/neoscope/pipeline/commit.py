@@ -17,7 +17,7 @@ from neoscope.format import statistics as stored_statistics
 from neoscope.format.arrays import schemas_of
 from neoscope.format.layout import ACTIVATIONS, MANIFEST, RECORDS
 from neoscope.format.manifest import manifest_content, read_manifest
-from neoscope.format.records import each_record, record_counts, recorded
+from neoscope.format.records import each_record, record_counts, stored_batch_counts
 from neoscope.format.totals import Totals
 from neoscope.storage.store import Store
 
@@ -30,7 +30,7 @@ def commit(store: Store, claim: dict[str, Any]) -> dict[str, Any] | None:
     """
     began = time.perf_counter()
     spec = claim["spec"]
-    found = recorded(store)
+    found = stored_batch_counts(store)
     whole = record_counts(spec)
     partitions = range(spec["partitions"])
     if any(found.get(partition, [0])[-1] != spec["batches"] for partition in partitions):

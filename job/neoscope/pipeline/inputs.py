@@ -41,7 +41,7 @@ SPAN_BYTES = 256  # of one document of a batch, about
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared:
+class Inputs:
     """What is loaded once and used for every batch, and what it was resolved to."""
 
     loaded: LoadedModel
@@ -60,7 +60,7 @@ def prepare(
     text_paths: list[Path],
     device: torch.device,
     progress: Progress,
-) -> Prepared:
+) -> Inputs:
     """Model and text, side by side. Too little text shows here where it is a file's: all of the
     partition's batches are then seen to be there.
 
@@ -97,7 +97,7 @@ def prepare(
         packed = _by_record(spec, _seen(share, last, progress), last["batches"] if last else 0)
         first = next(packed)
         loaded = model.result()
-    return Prepared(
+    return Inputs(
         loaded,
         point,
         tokenizer,

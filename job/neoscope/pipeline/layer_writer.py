@@ -4,7 +4,7 @@ In: a layer from inside its hook. Out: its chunks in the store and a record of e
 know what computed the layer, nor what a batch or a run is.
 
 `RING` layers are in host memory at most, whatever the model, the batches or the speed of the store.
-A layer that finds every buffer in use waits, and the forward pass with it: nothing is dropped.
+A layer that problems every buffer in use waits, and the forward pass with it: nothing is dropped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from neoscope.errors import CheckError
 from neoscope.format import chunks
 from neoscope.format.arrays import ArraySchema
 from neoscope.format.chunks import StoredChunk
-from neoscope.format.records import put_before_record
+from neoscope.format.records import put_unrecorded
 from neoscope.storage.store import REQUESTS_IN_FLIGHT, Store
 
 RING = 2
@@ -115,8 +115,8 @@ class LayerWriter:
             raise self._failed
         slot.users = slot.count
         ready = slot.take(values, self._copies)
-        place = first // schema.chunks[0] * math.prod(schema.grid[1:])
-        keys = schema.batch_keys(batch)[place : place + slot.count]
+        offset = first // schema.chunks[0] * math.prod(schema.grid[1:])
+        keys = schema.batch_keys(batch)[offset : offset + slot.count]
         self._stored.setdefault(schema.name, []).extend(
             self._pool.submit(self._put, slot, index, key, schema, record, ready)
             for index, key in enumerate(keys)
@@ -179,5 +179,5 @@ def put_chunk(
             "use --precision float32 or --store-dtype float32, or look at the weights"
         )
     body = chunks.encode(schema, buffer)
-    tag = put_before_record(store, key, body.data, record)
+    tag = put_unrecorded(store, key, body.data, record)
     return StoredChunk(key, body.nbytes, chunks.digest(values), tag, summary)

@@ -35,7 +35,7 @@ from neoscope.pipeline.environment import (
     keep_memory_flat,
     return_freed_memory,
 )
-from neoscope.pipeline.inputs import Prepared, prepare
+from neoscope.pipeline.inputs import Inputs, prepare
 from neoscope.pipeline.layer_writer import LayerWriter, put_array
 from neoscope.pipeline.stored_batch import StoredBatch
 from neoscope.progress import Progress
@@ -124,7 +124,7 @@ class _Partition:
     spec: RunSpec
     store: Store
     number: int
-    prepared: Prepared
+    prepared: Inputs
     schemas: dict[str, ArraySchema]
     writer: LayerWriter | None
     statistics: LengthStatistics | None
@@ -132,7 +132,7 @@ class _Partition:
 
 
 def _statistics(
-    claim: dict[str, Any], prepared: Prepared, cells: Cells | None, device: torch.device
+    claim: dict[str, Any], prepared: Inputs, cells: Cells | None, device: torch.device
 ) -> LengthStatistics | None:
     """The partition's statistics as they are after its last record."""
     if not claim["spec"]["statistics"]:
@@ -179,7 +179,7 @@ def _store_batch(
                 statistics.add(name, values.to(dtype), token_lengths[sequences])
         work.progress.advance(f"batch {number + 1} of {spec.batches}, {name}")
 
-    with _timed(timings, "capture"), memory.speaking_of_pass(spec):
+    with _timed(timings, "capture"), memory.translate_out_of_memory_of_pass(spec):
         for first in range(0, spec.sequences, spec.pass_sequences):
             sequences = slice(first, first + spec.pass_sequences)
             stream(
@@ -203,7 +203,7 @@ def _store_batch(
 
 
 def _claim(
-    spec: RunSpec, store: Store, prepared: Prepared, environment: dict[str, Any]
+    spec: RunSpec, store: Store, prepared: Inputs, environment: dict[str, Any]
 ) -> dict[str, Any]:
     """Claim the place for the spec as it was resolved, or adopt another worker's claim."""
     model = prepared.resolved["model"]

@@ -24,7 +24,7 @@ AGAIN = "make the run anew (neoscope delete, then run)"
 
 
 @dataclasses.dataclass(frozen=True)
-class Find:
+class Problem:
     """One thing that is not as it must be."""
 
     key: str
@@ -56,12 +56,12 @@ class Tokens:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recorded:
+class Inventory:
     """A committed run as it says it is.
 
     `documents` are the content digests of claim, manifest and records by key, `chunks` are by key, and
     `digests` of all other objects, SHA-256 (64 digits) or xxh3-128 (32). `superseded` are keys of
-    statistics that may be there or not. `strangers` are documents that are sound in themselves, but
+    statistics that may be there or not. `mismatched_documents` are documents that are sound in themselves, but
     not those that the manifest was made of.
     """
 
@@ -73,28 +73,28 @@ class Recorded:
     digests: dict[str, str]
     superseded: set[str]
     tokens: list[Tokens]
-    strangers: list[Find]
+    mismatched_documents: list[Problem]
 
-    def find(self, key: str, body: bytes | memoryview | None) -> Find | None:
+    def find(self, key: str, body: bytes | memoryview | None) -> Problem | None:
         """What is wrong with an object, if anything; nothing is known of the report."""
         if key in self.chunks:
-            values = held_against(key, body, self.chunks[key])
-            return values if isinstance(values, Find) else None
+            values = check_chunk(key, body, self.chunks[key])
+            return values if isinstance(values, Problem) else None
         if body is None:
-            return Find(key, "is missing")
+            return Problem(key, "is missing")
         if key in self.documents:
             try:
                 document = sealed_json.load(_kind(key), bytes(body), key)
             except CheckError as error:
-                return Find(key, str(error))
+                return Problem(key, str(error))
             same = document["content_digest"] == self.documents[key]
         else:
             digest = self.digests.get(key)
             same = digest is None or _digest(body, len(digest)) == digest
-        return None if same else Find(key, "is not the one that was recorded")
+        return None if same else Problem(key, "is not the one that was recorded")
 
 
-def read_recorded(store: Store) -> Recorded:
+def read_inventory(store: Store) -> Inventory:
     """Raises CheckError where a document is missing or damaged, or not of this run."""
     claim, manifest = (
         sealed_json.load(_kind(key), store.get(key) or b"", f"{store.url}/{key}")
@@ -109,7 +109,7 @@ def read_recorded(store: Store) -> Recorded:
     }
     said = {CLAIM: manifest["claim"], **manifest["records"]}
     documents = {**said, MANIFEST: manifest["content_digest"]}
-    found = Recorded(claim, manifest, Totals(claim), documents, {}, digests, set(), [], [])
+    found = Inventory(claim, manifest, Totals(claim), documents, {}, digests, set(), [], [])
     there = {CLAIM: claim["content_digest"]}
     for partition in range(claim["spec"]["partitions"]):
         for record in each_record(store, claim, partition):
@@ -119,11 +119,13 @@ def read_recorded(store: Store) -> Recorded:
                 _take(found, key, record)
     for key in sorted(said.keys() | there.keys()):
         if said.get(key) != there.get(key):
-            found.strangers.append(Find(key, "is not the one that the manifest names"))
+            found.mismatched_documents.append(
+                Problem(key, "is not the one that the manifest names")
+            )
     return found
 
 
-def _take(found: Recorded, key: str, record: dict[str, Any]) -> None:
+def _take(found: Inventory, key: str, record: dict[str, Any]) -> None:
     """Take in what one record says."""
     found.totals.add(record)
     for name, schema in schemas_of(found.claim).items():
@@ -142,20 +144,20 @@ def _take(found: Recorded, key: str, record: dict[str, Any]) -> None:
             found.superseded.add(cells["key"])
 
 
-def held_against(
+def check_chunk(
     key: str, body: bytes | memoryview | None, expected: Expected
-) -> npt.NDArray[Any] | Find:
+) -> npt.NDArray[Any] | Problem:
     """The values of a stored chunk that is as its record says; else what is wrong with it."""
     if body is None:
-        return Find(key, "is missing")
+        return Problem(key, "is missing")
     if len(body) != expected.size:
-        return Find(key, f"has {len(body)} bytes, recorded with {expected.size}")
+        return Problem(key, f"has {len(body)} bytes, recorded with {expected.size}")
     try:
         values = chunks.decode(expected.schema, body)
     except ValueError:
-        return Find(key, "is damaged: its checksum does not fit")
+        return Problem(key, "is damaged: its checksum does not fit")
     if chunks.digest(values) != expected.digest:
-        return Find(
+        return Problem(
             key, "holds other values than were recorded, with a right checksum: stale or swapped"
         )
     return values

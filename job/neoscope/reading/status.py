@@ -12,7 +12,7 @@ from typing import Any
 from neoscope.errors import InputError
 from neoscope.format.layout import CLAIM, MANIFEST
 from neoscope.format.manifest import read_manifest
-from neoscope.format.records import read_claim, recorded
+from neoscope.format.records import read_claim, stored_batch_counts
 from neoscope.storage.store import Store
 
 
@@ -41,7 +41,7 @@ def status(store: Store) -> Status:
     claim = read_claim(store)
     if claim is None:
         raise InputError(f"there is no run at {store.url}: no {CLAIM}")
-    found = recorded(store)
+    found = stored_batch_counts(store)
     spec = claim["spec"]
     stored = [found.get(partition, [0])[-1] for partition in range(spec["partitions"])]
     return Status(store.url, stored, spec["batches"], store.get(MANIFEST) is not None)

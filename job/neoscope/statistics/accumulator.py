@@ -123,9 +123,9 @@ def accumulate_torch(
     squares += members @ difference.square_()
     # The product is exact in float64, so a value is never on the wrong side of an edge.
     bins = chosen.mul_(BINS_PER_UNIT).floor_().nan_to_num_(0).clamp_(-HALF - 1, HALF).long()
-    places = (bins + (HALF + 1) + index[:, None] * BINS).reshape(-1)
+    flat = (bins + (HALF + 1) + index[:, None] * BINS).reshape(-1)
     one = torch.ones(1, dtype=torch.int64, device=rows.device)
-    histogram.view(-1).scatter_add_(0, places, one.expand_as(places))
+    histogram.view(-1).scatter_add_(0, flat, one.expand_as(flat))
 
 
 def _accumulate_numba(

@@ -32,7 +32,7 @@ def accumulate(
     finite leaves its square not finite.
     """
     neurons = rows.shape[1]
-    places = np.empty(neurons, np.int32)
+    bins = np.empty(neurons, np.int32)
     for index in range(len(tokens)):
         row = rows[tokens[index]]
         cell = cells[index]
@@ -43,13 +43,13 @@ def accumulate(
             sums[neuron] += difference
             square_sums[neuron] += difference * difference
             # Exact in float64, so a value is never on the wrong side of an edge.
-            place = np.floor(value * BINS_PER_UNIT)
-            place = place if place < HALF else np.float64(HALF)
-            place = place if place >= -HALF else np.float64(-HALF - 1)
-            places[neuron] = np.int32(place) + (HALF + 1)
+            bin_ = np.floor(value * BINS_PER_UNIT)
+            bin_ = bin_ if bin_ < HALF else np.float64(HALF)
+            bin_ = bin_ if bin_ >= -HALF else np.float64(-HALF - 1)
+            bins[neuron] = np.int32(bin_) + (HALF + 1)
         counts = histogram[cell]
         for neuron in range(neurons):
-            counts[places[neuron]] += 1
+            counts[bins[neuron]] += 1
 
 
 @numba.njit("void(f4[:,::1], f4[::1], f4[::1], f8[::1], f8[::1])", nogil=True)

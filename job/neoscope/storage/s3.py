@@ -31,7 +31,7 @@ ENDPOINT = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[^/:\s]+)(:\d+)?(/\S*)?")
 DIRECTORY_BUCKET = "--x-s3"  # the end of its name, which no other bucket may have
 GIVE_CREDENTIALS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
-    "or run where boto3 finds others"
+    "or run where boto3 problems others"
 )
 # A body of some MB on a slow uplink takes minutes; a connection that is not made in seconds is not made.
 BODY_TIMEOUT = timedelta(minutes=5)
@@ -125,7 +125,7 @@ def _bucket_and_prefix(url: str) -> tuple[str, str]:
 
 
 def _session() -> Session:
-    """botocore's session: profile, credentials and settings as boto3 finds them, and a region."""
+    """botocore's session: profile, credentials and settings as boto3 problems them, and a region."""
     from botocore.session import get_session
 
     session = get_session()

@@ -108,7 +108,7 @@ def resolve(spec: RunSpec) -> dict[str, Any]:
 
 
 def _commit(dataset: str, revision: str | None) -> str:
-    return hub.find_dataset(f"the data set {dataset}", dataset, revision, instead=LOCAL_TEXT)
+    return hub.find_dataset(f"the data set {dataset}", dataset, revision, alternative=LOCAL_TEXT)
 
 
 class Documents:
@@ -126,11 +126,11 @@ class Documents:
         self._column: str = text["column"]
         self._name = text.get("name") or ", ".join(file["name"] for file in text["files"])
         self._index = 0
-        with _speaking(self._name):
+        with _translate_errors(self._name):
             self._share = _share(_open(text, paths), partition, partitions)
             self._begin_file(position["file"] if position else 0)
             # datasets tells the state of the very beginning until the first row after a place.
-            self._place = position
+            self._resume_state = position
             if position is not None:
                 self._index = position["index"]
                 self._rows.load_state_dict(position["state"])
@@ -151,16 +151,16 @@ class Documents:
         """The place before the next document: the file of the share, `datasets`' own state in it, and
         the number of documents before it."""
         here = {"index": self._index, "file": self._file, "state": self._rows.state_dict()}
-        return self._place or here
+        return self._resume_state or here
 
     def next(self) -> tuple[str, str] | None:
         """The next document as (id, text), None at the end. The id is the row's own, else its number."""
-        with _speaking(self._name):
+        with _translate_errors(self._name):
             row = next(self._iterator, None)
             while row is None and self._file + 1 < self._share.num_shards:
                 self._begin_file(self._file + 1)
                 row = next(self._iterator, None)
-        self._place = None
+        self._resume_state = None
         if row is None:
             return None
         text = row.get(self._column)
@@ -228,13 +228,13 @@ def _share(rows: Any, partition: int, partitions: int) -> Any:
 
 
 @contextmanager
-def _speaking(name: str) -> Iterator[None]:
+def _translate_errors(name: str) -> Iterator[None]:
     """Turn what `datasets` raises while reading into errors for the user."""
     import datasets
     import pyarrow
 
     try:
-        with hub.speaking(f"the text {name}", instead=LOCAL_TEXT):
+        with hub.translate_errors(f"the text {name}", alternative=LOCAL_TEXT):
             yield
     except NeoscopeError:
         raise

@@ -46,15 +46,15 @@ def load_tokenizer(
     else:
         name = name or full_name(model)
         what = f"the tokenizer {name}"
-        place = hub.find(what, name, revision)
-        with loading(what, place):
+        repository = hub.find(what, name, revision)
+        with loading(what, repository):
             tokenizer = AutoTokenizer.from_pretrained(
                 name,
-                revision=place.commit or "main",
-                local_files_only=place.offline,
+                revision=repository.commit or "main",
+                local_files_only=repository.offline,
                 trust_remote_code=False,
             )
-        found = place.commit
+        found = repository.commit
     special = special_ids(tokenizer)
     if len(tokenizer) <= len(special):  # transformers makes do without vocabulary files
         raise InputError(f"the tokenizer {name} has no vocabulary: is its tokenizer.json there?")

@@ -6,17 +6,17 @@ earlier start has left there is checked and not fetched again.
 
 from __future__ import annotations
 
-from neoscope.commands.pull.source import Origin
+from neoscope.commands.pull.source import VerifiedSource
 from neoscope.errors import CheckError
 from neoscope.format.layout import MANIFEST, RECORDS, REPORT
 from neoscope.progress import Progress
-from neoscope.reading.inventory import Find
+from neoscope.reading.inventory import Problem
 from neoscope.storage.store import Store, concurrent_map
 
 LAST = 4  # of the phases in which objects are copied
 
 
-def pull_run(origin: Origin, dest: Store, progress: Progress) -> str:
+def pull_run(origin: VerifiedSource, dest: Store, progress: Progress) -> str:
     """A copy of the whole run that is itself a run, its manifest last; what was done, in words.
 
     It is of what the run's documents name, and of the report: what else lies there stays behind.
@@ -24,9 +24,9 @@ def pull_run(origin: Origin, dest: Store, progress: Progress) -> str:
     there, run = {item.key: item.size for item in origin.store.objects()}, origin.run
     named = {*run.documents, *run.digests, *run.chunks}
     for key in sorted(named - run.superseded - there.keys()):
-        raise CheckError(f"{origin.store.url}/{Find(key, 'is missing')}")
+        raise CheckError(f"{origin.store.url}/{Problem(key, 'is missing')}")
     sizes = {key: there[key] for key in there.keys() & {*named, REPORT}}
-    wanted = sizes.keys() - _sound(origin, dest, progress)
+    wanted = sizes.keys() - already_copied(origin, dest, progress)
 
     def fetch(key: str) -> int:
         body = origin.read(key)
@@ -37,7 +37,9 @@ def pull_run(origin: Origin, dest: Store, progress: Progress) -> str:
     for phase in range(LAST + 1):
         if phase == LAST:
             _check_sizes(dest, sizes)
-        for size in concurrent_map(fetch, sorted(key for key in wanted if _phase(key) == phase)):
+        for size in concurrent_map(
+            fetch, sorted(key for key in wanted if copy_order(key) == phase)
+        ):
             progress.advance("pulling", size)
     progress.end()
     dest.clear_temporary_files()
@@ -59,7 +61,7 @@ def _check_sizes(dest: Store, sizes: dict[str, int]) -> None:
             )
 
 
-def _sound(origin: Origin, dest: Store, progress: Progress) -> set[str]:
+def already_copied(origin: VerifiedSource, dest: Store, progress: Progress) -> set[str]:
     """The keys of the objects that are at `dest` already, as their digests say."""
     known = {*origin.run.documents, *origin.run.digests, *origin.run.chunks}
     there = {item.key for item in dest.objects()} & known
@@ -77,7 +79,7 @@ def _sound(origin: Origin, dest: Store, progress: Progress) -> set[str]:
     return sound
 
 
-def _phase(key: str) -> int:
+def copy_order(key: str) -> int:
     """What may be there while what comes later is not: a copy that was broken off is no run that
     any reader opens, and no worker takes it for one that is recorded."""
     if key.endswith("/zarr.json"):

@@ -11,7 +11,7 @@ from typing import Any
 
 from neoscope.commands.pull.copy import pull_run
 from neoscope.commands.pull.selection import Selection, select
-from neoscope.commands.pull.source import Origin, open_origin
+from neoscope.commands.pull.source import VerifiedSource, open_verified_source
 from neoscope.errors import ConflictError, UsageError
 from neoscope.format.claim import check_place, take_place
 from neoscope.format.layout import CLAIM, SELECTION
@@ -38,7 +38,7 @@ def pull(
     """
     if source.url == dest.url:
         raise UsageError(f"{dest.url} is the run itself: give another place")
-    origin = open_origin(source)
+    origin = open_verified_source(source)
     if form == "zarr" and layers is sequences is neurons is None:
         claim_place(dest, CLAIM, bytes(origin.read(CLAIM)))
         return pull_run(origin, dest, progress)
@@ -56,7 +56,7 @@ def pull(
     return f"{dest.url} holds what was selected of {source.url}, every byte of it as recorded"
 
 
-def describe(origin: Origin, selection: Selection) -> dict[str, Any]:
+def describe(origin: VerifiedSource, selection: Selection) -> dict[str, Any]:
     """The attributes that say what a selection is a selection of."""
     return {
         "selection_of": origin.store.url,

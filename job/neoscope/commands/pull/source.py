@@ -14,30 +14,30 @@ import numpy.typing as npt
 
 from neoscope.errors import CheckError
 from neoscope.format.layout import ACTIVATIONS
-from neoscope.reading.inventory import Find, Recorded, held_against, read_recorded
+from neoscope.reading.inventory import Inventory, Problem, check_chunk, read_inventory
 from neoscope.reading.status import committed
 from neoscope.storage.store import Store
 
 
 @dataclasses.dataclass(frozen=True)
-class Origin:
+class VerifiedSource:
     """A committed run and where it is."""
 
     store: Store
-    run: Recorded
+    run: Inventory
 
     def read(self, key: str) -> memoryview:
         """The bytes of an object. Raises CheckError where they are not those that were recorded."""
         body = self.store.read(key)
         find = self.run.find(key, body)
         if find is not None or body is None:
-            raise self._bad(find or Find(key, "is missing"))
+            raise self._bad(find or Problem(key, "is missing"))
         return body
 
     def values(self, key: str) -> npt.NDArray[Any]:
         """The values of a chunk. Raises CheckError as `read` does."""
-        values = held_against(key, self.store.read(key), self.run.chunks[key])
-        if isinstance(values, Find):
+        values = check_chunk(key, self.store.read(key), self.run.chunks[key])
+        if isinstance(values, Problem):
             raise self._bad(values)
         return values
 
@@ -47,14 +47,14 @@ class Origin:
         attributes: dict[str, Any] = json.loads(bytes(self.read(key)))["attributes"]
         return attributes
 
-    def _bad(self, find: Find) -> CheckError:
+    def _bad(self, find: Problem) -> CheckError:
         return CheckError(f"{self.store.url}/{find}")
 
 
-def open_origin(store: Store) -> Origin:
+def open_verified_source(store: Store) -> VerifiedSource:
     """Raises InputError where the run is not committed, CheckError where its documents are not sound."""
     committed(store)
-    run = read_recorded(store)
-    for find in run.strangers:
+    run = read_inventory(store)
+    for find in run.mismatched_documents:
         raise CheckError(f"{store.url}/{find}")
-    return Origin(store, run)
+    return VerifiedSource(store, run)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import xxhash
 
 from neoscope.commands.pull.selection import Numbers, Piece, Selection, pieces
-from neoscope.commands.pull.source import Origin
+from neoscope.commands.pull.source import VerifiedSource
 from neoscope.format.arrays import ArraySchema, schemas_of
 from neoscope.format.layout import TOKEN_IDS, TOKEN_LENGTH
 from neoscope.progress import Progress
@@ -43,7 +43,11 @@ class Tensor:
 
 
 def pull_files(
-    origin: Origin, dest: Store, selection: Selection, said: dict[str, Any], progress: Progress
+    origin: VerifiedSource,
+    dest: Store,
+    selection: Selection,
+    said: dict[str, Any],
+    progress: Progress,
 ) -> None:
     """Write what is selected into the folder of `dest`; `said` goes into every file's metadata."""
     labels = selection.labels(origin.run.claim["spec"]["positions"])
@@ -70,7 +74,7 @@ def _tensor(schema: ArraySchema, labels: dict[str, Numbers]) -> Tensor:
     return Tensor(schema.dtype, tuple(map(len, wanted)), list(pieces(schema, wanted)))
 
 
-def _cost(origin: Origin, tensors: dict[str, Tensor]) -> int:
+def _cost(origin: VerifiedSource, tensors: dict[str, Tensor]) -> int:
     """The bytes that are read for a file."""
     lists = [tensor.content for tensor in tensors.values() if isinstance(tensor.content, list)]
     return sum(origin.run.chunks[piece.key].size for content in lists for piece in content)
@@ -117,7 +121,11 @@ def _whole(path: Path, header: bytes) -> bool:
 
 
 def _write(
-    origin: Origin, path: Path, header: bytes, tensors: dict[str, Tensor], progress: Progress
+    origin: VerifiedSource,
+    path: Path,
+    header: bytes,
+    tensors: dict[str, Tensor],
+    progress: Progress,
 ) -> None:
     part = path.with_suffix(".part")
     with part.open("wb") as file:
@@ -134,7 +142,7 @@ def _write(
 
 
 def _fill(
-    origin: Origin,
+    origin: VerifiedSource,
     values: npt.NDArray[Any],
     content: list[Piece] | Numbers,
     name: str,

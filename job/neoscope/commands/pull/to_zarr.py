@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neoscope.commands.pull.selection import Numbers, Piece, Selection, pieces
-from neoscope.commands.pull.source import Origin
+from neoscope.commands.pull.source import VerifiedSource
 from neoscope.commands.pull.token_strings import put_token_text
 from neoscope.format import chunks
 from neoscope.format.arrays import FILL_VALUES, ArraySchema, metadata, schemas_of
@@ -43,7 +43,11 @@ class Block:
 
 
 def pull_group(
-    origin: Origin, dest: Store, selection: Selection, said: dict[str, Any], progress: Progress
+    origin: VerifiedSource,
+    dest: Store,
+    selection: Selection,
+    said: dict[str, Any],
+    progress: Progress,
 ) -> None:
     """Store what is selected as a Zarr group. `said` are the attributes that say what it is."""
     labels = selection.labels(origin.run.claim["spec"]["positions"])
@@ -97,7 +101,7 @@ def _kept(
 
 
 def _fetch(
-    origin: Origin,
+    origin: VerifiedSource,
     dest: Store,
     missing: dict[str, Block],
     noted: dict[str, str],
@@ -134,7 +138,7 @@ def _axis(name: str, numbers: Numbers) -> ArraySchema:
 
 
 def _blocks(
-    origin: Origin, stored: ArraySchema, excerpt: ArraySchema, labels: dict[str, Numbers]
+    origin: VerifiedSource, stored: ArraySchema, excerpt: ArraySchema, labels: dict[str, Numbers]
 ) -> Iterator[tuple[str, Block]]:
     along = [
         [labels[dimension][begin : begin + size] for begin in range(0, count, size)]
@@ -150,12 +154,12 @@ def _blocks(
         yield excerpt.key(index), Block(excerpt, found, digest)
 
 
-def _cost(origin: Origin, block: Block) -> int:
+def _cost(origin: VerifiedSource, block: Block) -> int:
     """The bytes that are read for a chunk of the group."""
     return sum(origin.run.chunks[piece.key].size for piece in block.pieces)
 
 
-def _values(origin: Origin, block: Block) -> npt.NDArray[Any]:
+def _values(origin: VerifiedSource, block: Block) -> npt.NDArray[Any]:
     """The values of a chunk of the group, the fill value where its array has ended."""
     shape = block.schema.chunks
     values = np.full(shape, FILL_VALUES[np.dtype(block.schema.dtype).kind], block.schema.dtype)

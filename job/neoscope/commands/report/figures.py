@@ -21,10 +21,10 @@ from matplotlib.ticker import MaxNLocator
 
 # Colours that matplotlib is told, and the CSS variables that stand for them on the page.
 INK, MUTED = "#000001", "#000002"
-GROUP = {"shorter": "#000003", "equal": "#000004", "longer": "#000005"}
+GROUP_COLOURS = {"shorter": "#000003", "equal": "#000004", "longer": "#000005"}
 # Where the lines of two groups run together, both can be seen.
 DASHES: Any = {"shorter": "-", "equal": (0, (5, 3)), "longer": (0, (1, 2))}
-VARIABLES = {INK: "ink", MUTED: "muted", **{colour: name for name, colour in GROUP.items()}}
+VARIABLES = {INK: "ink", MUTED: "muted", **{colour: name for name, colour in GROUP_COLOURS.items()}}
 STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -48,7 +48,7 @@ def token_lengths(counts: dict[int, int], median: int) -> str:
         figure, axes = _figure(6.4, 2.8)
         for length, count in counts.items():
             name = "shorter" if length < median else "equal" if length == median else "longer"
-            axes.bar(length, count, width=0.8, color=GROUP[name])
+            axes.bar(length, count, width=0.8, color=GROUP_COLOURS[name])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("token length, characters")
         axes.set_ylabel("tokens")
@@ -60,7 +60,7 @@ def layer_histogram(layer: int, histogram: xr.DataArray, limits: tuple[float, fl
     with rc_context(STYLE | {"font.size": 9}):
         figure, axes = _figure(2.6, 1.7)
         left, right = histogram.bin_left.values[1:-1], histogram.bin_right.values[1:-1]
-        for name, colour in GROUP.items():
+        for name, colour in GROUP_COLOURS.items():
             counts = histogram.sel(group=name).values
             if counts.sum():
                 density = counts[1:-1] / counts.sum() / (right - left)
@@ -83,8 +83,8 @@ def correlations(r: xr.DataArray) -> str:
             r.layer.values, quantiles.T, strict=True
         ):
             axes.plot([layer, layer], [least, most], color=MUTED, linewidth=1)
-            axes.plot([layer, layer], [low, high], color=GROUP["shorter"], linewidth=6)
-            axes.plot(layer, middle, "o", color=GROUP["longer"], markersize=5)
+            axes.plot([layer, layer], [low, high], color=GROUP_COLOURS["shorter"], linewidth=6)
+            axes.plot(layer, middle, "o", color=GROUP_COLOURS["longer"], markersize=5)
         axes.axhline(0, color=MUTED, linewidth=0.6)
         axes.set_xticks(_some(r.layer.values))
         axes.set_xlabel("layer")
