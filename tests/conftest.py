@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import uuid
 from collections.abc import Iterator
@@ -11,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import hypothesis
 import pytest
 
 from support.command import BUCKET, FAULTS, ROOT, invoke
 
 sys.path.insert(0, str(ROOT / "job" / "local"))
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 import minio
+
+# A loaded machine is no fault of a test.
+hypothesis.settings.register_profile("neoscope", deadline=None)
+hypothesis.settings.load_profile("neoscope")
 
 
 def pytest_configure(config: pytest.Config) -> None:

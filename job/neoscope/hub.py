@@ -29,7 +29,8 @@ FOLDER = "give a local folder"
 class Repository:
     """Where a repository is read from: at one commit of it, or in a local folder (`commit` is None).
 
-    `unavailable_reason` says why the Hub cannot be asked for files, so that only its cache on this disk is left.
+    `unavailable_reason` says why the Hub cannot be asked for files, so that only its cache on this disk
+    is left.
     """
 
     commit: str | None = None

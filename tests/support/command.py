@@ -15,10 +15,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-
-
 BUCKET = "neoscope-test"
-
 
 # NEOSCOPE_FAULTS=full asks for all of tests/faults, which takes half an hour; without, each fault is made
 # some times. NEOSCOPE_FAULTS_SEED repeats the choices of an earlier time.
@@ -26,6 +23,14 @@ FAULTS: dict[str, Any] = {
     "full": os.environ.pop("NEOSCOPE_FAULTS", "") == "full",
     "seed": os.environ.pop("NEOSCOPE_FAULTS_SEED", "") or random.SystemRandom().randrange(10**6),
 }
+
+# What the caller has set must not change a test's result.
+OTHERS = ("NEOSCOPE_", "AWS_", "HF_", "SLURM_", "SKYPILOT_", "JOB_COMPLETION_INDEX")
+RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+for name in [each for each in os.environ if each.startswith(OTHERS) or each in RANKS]:
+    del os.environ[name]
+os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,8 @@ class Inventory:
 
     `documents` are the content digests of claim, manifest and records by key, `chunks` are by key, and
     `digests` of all other objects, SHA-256 (64 digits) or xxh3-128 (32). `superseded` are keys of
-    statistics that may be there or not. `mismatched_documents` are documents that are sound in themselves, but
-    not those that the manifest was made of.
+    statistics that may be there or not. `mismatched_documents` are sound in themselves, but not those that
+    the manifest was made of.
     """
 
     claim: dict[str, Any]
