@@ -27,8 +27,8 @@ EXIT_CODES = """\b
 Exit codes:
   0    done (or already done)
   2    wrong usage, or options that do not fit together
-  3    bad input that no retry cures: text, tokenizer, model, bucket, access
-  4    the place already holds another run or something else, or lies in a run
+  3    invalid input; retrying will not help: text, tokenizer, model, bucket, access
+  4    the destination holds another run or something else, or lies in a run
   5    a check failed; nothing was committed
   75   storage or the Hub did not answer: the same command may succeed later
   130  interrupted (SIGINT); 143  stopped (SIGTERM)
@@ -123,7 +123,7 @@ def fetch_command(**options: Any) -> None:
 @output_argument
 @endpoint_option
 def status_command(output: str, endpoint_url: str | None) -> None:
-    """Tell how far a run is: batches by partition, and whether it is committed."""
+    """Show a run's progress: batches by partition, and whether it is committed."""
     from neoscope.reading.status import status
     from neoscope.storage.store import open_store
 
@@ -230,32 +230,32 @@ def pull_command(
     """Bring a run from OUTPUT to DEST: a folder, or s3://bucket/prefix on the same endpoint.
 
     Without options DEST becomes a run of its own, which `verify` holds against the same digests. A
-    selection becomes one plain Zarr group, DEST/activations.zarr. The same command again goes on
-    where it was broken off.
+    selection becomes one plain Zarr group, DEST/activations.zarr. Rerun the same command
+    to resume.
     """
     from neoscope.commands.opening import opening_of
     from neoscope.commands.pull.pull import pull
     from neoscope.progress import Progress
     from neoscope.storage.store import open_store
 
-    place = open_store(dest, endpoint_url=endpoint_url, write=True)
+    destination = open_store(dest, endpoint_url=endpoint_url, write=True)
     said = pull(
         open_store(output, endpoint_url=endpoint_url),
-        place,
+        destination,
         layers=layers,
         sequences=sequences,
         neurons=neurons,
         form=form,
         progress=Progress(),
     )
-    click.echo("\n".join([said, *opening_of(place, endpoint_url)]))
+    click.echo("\n".join([said, *opening_of(destination, endpoint_url)]))
 
 
 @cli.command(name="plan", epilog=EXIT_CODES)
 @spec_options
 @rate_options
 def plan_command(text_paths: tuple[Path, ...], **options: Any) -> None:
-    """Tell what `neoscope run` with the same options will leave and take, and compute nothing.
+    """Show what `neoscope run` with the same options will store and need, and compute nothing.
 
     Bytes of arrays, objects and requests are exact but for compression. Rates give time and price: give those
     of your machines and your storage. The shapes of the three GPT-Neo are known without the Hub.

@@ -58,7 +58,7 @@ SPEC_OPTIONS = (
         help="Random weights have GPT-Neo's own initial distribution, and need no Hub for the three "
         "names above.",
     ),
-    option("--seed", type=click.IntRange(0), help="Of the random weights.  [default: 0]"),
+    option("--seed", type=click.IntRange(0), help="Seed for random weights.  [default: 0]"),
     option("--tokenizer", help="Name on the Hub or local folder.  [default: the model's own]"),
     option(
         "--dataset",
@@ -137,21 +137,21 @@ SPEC_OPTIONS = (
         type=click.Choice(["float32", "bfloat16", "float16"]),
         default="float32",
         show_default=True,
-        help="Of weights and computation.",
+        help="Dtype of weights and computation.",
     ),
     option(
         "--store-dtype",
         type=click.Choice(["float32", "float16"]),
         default="float32",
         show_default=True,
-        help="Of the stored arrays: 4 or 2 bytes a value.",
+        help="Dtype of the stored arrays: 4 or 2 bytes a value.",
     ),
     option(
         "--compression",
         type=click.Choice(["none", "lz4"]),
         default="none",
         show_default=True,
-        help="Of the stored arrays; lz4 is lossless and stores float32 in 0.9 of its size.",
+        help="Compression of the stored arrays; lz4 is lossless and stores float32 in 0.9 of its size.",
     ),
     option(
         "--arrays/--no-arrays",

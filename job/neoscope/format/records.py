@@ -28,7 +28,7 @@ def record_counts(spec: dict[str, Any]) -> list[int]:
 
 
 def read_claim(store: Store, spec: RunSpec | None = None) -> dict[str, Any] | None:
-    """The claim of the run at a place, None where there is none.
+    """The claim of the run in a store, None where there is none.
 
     Raises ConflictError where it is of another spec than the one given, naming the fields.
     """
@@ -57,7 +57,7 @@ def check_resolved(store: Store, claim: dict[str, Any], resolved: dict[str, Any]
             raise ConflictError(
                 f"the {part} is no longer the one that the run at {store.url} began with: "
                 + "; ".join(fields)
-                + f"; bring it back, or begin anew after: neoscope delete {store.url}"
+                + f"; bring it back, or start over after: neoscope delete {store.url}"
             )
 
 
@@ -89,7 +89,7 @@ def put_unrecorded(store: Store, key: str, body: Body, record: str) -> str | Non
 
 
 def _resolve_existing(store: Store, key: str, body: Body, record: str) -> str | None:
-    """Put an object where there is one, left by a start that was broken off or made by another
+    """Put an object where there is one, left by an interrupted start or made by another
     process at this moment; its tag.
 
     The same bytes stay. Other bytes are put over, but not once `record`, the record of their batch,
@@ -152,5 +152,5 @@ def read_record(
     record = sealed_json.load("record", store.get(key) or b"", f"{store.url}/{key}")
     found = (record["fingerprint"], record["partition"], record["batches"])
     if found != (claim["fingerprint"], partition, batches):
-        raise CheckError(f"{store.url}/{key} belongs to another run or place: delete the run")
+        raise CheckError(f"{store.url}/{key} belongs to another run or partition: delete the run")
     return record

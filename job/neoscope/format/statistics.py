@@ -35,7 +35,7 @@ DESCRIPTIONS = {
     "histogram": "Activations in bins [bin_left, bin_right); the first and the last bin are open.",
     "total": "Sum of the activations.",
     "squared_deviation": "Sum of the squares of the activations' differences from the mean of the "
-    "same layer, place, length and neuron.",
+    "same layer, first_position, length and neuron.",
     "layer": "Number of the model's layer.",
     "first_position": "Whether the token stands first in its sequence.",
     "length": "Characters of the token's own string, the leading space counted; a token that is part "
@@ -101,7 +101,7 @@ def read_cells(store: Store, record: dict[str, Any]) -> Cells:
         raise FileNotFoundError(entry["key"])
     if chunks.bytes_digest(body) != entry["digest"]:
         raise CheckError(
-            f"{store.url}/{entry['key']} is not the one that was recorded: make the run anew"
+            f"{store.url}/{entry['key']} is not the one that was recorded: delete the run and run it again"
         )
     return Cells.load(body)
 
@@ -158,12 +158,15 @@ def merge_partitions(
 
 def _miscounted(store: Store) -> CheckError:
     return CheckError(
-        f"{store.url}/{PARTITION_STATISTICS} has counted other tokens than the records: make the run anew"
+        f"{store.url}/{PARTITION_STATISTICS} has counted other tokens than the records: delete the run and "
+        "run it again"
     )
 
 
 def _missing(store: Store, record: dict[str, Any]) -> CheckError:
-    return CheckError(f"{store.url}/{record['statistics']['key']} is missing: make the run anew")
+    return CheckError(
+        f"{store.url}/{record['statistics']['key']} is missing: delete the run and run it again"
+    )
 
 
 def zarr_objects(

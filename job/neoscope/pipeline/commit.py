@@ -95,7 +95,7 @@ def _object_check(store: Store, claim: dict[str, Any]) -> Callable[[dict[str, An
                     found = "is missing" if item is None else f"has {item.size} bytes"
                     raise CheckError(
                         f"{store.url}/{key} {found}, recorded with {part['size']}: "
-                        f"delete the run and make it anew"
+                        f"delete the run and run it again"
                     )
                 if item.tag != record["tags"][key] and (
                     chunks.stored_digest(schemas[name], store.get(key)) != part["digest"]

@@ -1,6 +1,6 @@
 """One partition: text -> tokens -> batch -> hooked forward -> chunks -> record.
 
-In: a spec, a place, and how far a partition is recorded there. Out: all its batches stored and
+In: a spec, a store, and how far a partition is recorded there. Out: all its batches stored and
 recorded. It puts the pieces together and times them; each step is a module of its own.
 """
 
@@ -205,7 +205,7 @@ def _store_batch(
 def _claim(
     spec: RunSpec, store: Store, prepared: Inputs, environment: dict[str, Any]
 ) -> dict[str, Any]:
-    """Claim the place for the spec as it was resolved, or adopt another worker's claim."""
+    """Claim the destination for the spec as it was resolved, or adopt another worker's claim."""
     model = prepared.resolved["model"]
     layers = prepared.resolved["hook"]["layers"]
     schemas = array_schemas(spec, layers=layers, neurons=model["neurons"])

@@ -1,7 +1,7 @@
 """One start of a run, by the command or from Python: what is asked for, what is already there, and only
 then the work.
 
-In: options and a place. Out: the manifest of a committed run there, or how far it is. A finished or
+In: options and a destination. Out: the manifest of a committed run there, or how far it is. A finished or
 a foreign run is found out before anything heavy is imported.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from neoscope.arguments import check_choice, check_flag, check_name, check_number
 from neoscope.errors import InputError, UsageError
-from neoscope.format.claim import check_place
+from neoscope.format.claim import check_destination
 from neoscope.format.layout import CLAIM
 from neoscope.format.manifest import read_manifest
 from neoscope.format.records import read_claim
@@ -51,7 +51,7 @@ def run(
     as `arrays=False`; `text` is one file or a list of them, and `layers` are words, `"0,3,6-11"`, or a
     list of numbers. Options in the environment (NEOSCOPE_...) are not read.
 
-    The same call again finishes what was broken off, or gives the manifest of what is there. Returns
+    The same call again finishes an interrupted run, or gives the manifest of what is there. Returns
     None while partitions of other workers are missing. Says on standard error what it does, unless
     `quiet`. Every error is a NeoscopeError, of the class that has the command's exit code.
     """
@@ -129,7 +129,9 @@ def start(
         clear_superseded(store, claim["spec"])
         return store.url, manifest
     if claim is None:
-        check_place(store, CLAIM)  # once more as it is claimed, but the model is loaded in between
+        check_destination(
+            store, CLAIM
+        )  # once more as it is claimed, but the model is loaded in between
     last, cells = last_state(store, claim, share) if claim else (None, None)
     if last:
         progress.say(f"going on after batch {last['batches']} of {spec.batches}")
@@ -153,12 +155,12 @@ def start(
                 progress=progress,
             )
         except TooLittleText as error:
-            raise _with_the_place(error, store) from None
+            raise _with_remedy(error, store) from None
     progress.say("committing")
     return store.url, commit(store, claim)
 
 
-def _with_the_place(error: TooLittleText, store: Store) -> InputError:
+def _with_remedy(error: TooLittleText, store: Store) -> InputError:
     """The error, with what is to be done of a claim that is for more text than there is."""
     if read_claim(store) is None:
         return error

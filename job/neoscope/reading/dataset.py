@@ -99,7 +99,7 @@ def _check_selection(store: Store, selection: dict[str, Any]) -> None:
         )
     if store.get(f"{ACTIVATIONS}/zarr.json") is None:
         raise InputError(
-            f"the selection of {of} at {store.url} was broken off: the same neoscope pull finishes it"
+            f"the selection of {of} at {store.url} is incomplete: rerun the same neoscope pull to finish it"
         )
 
 

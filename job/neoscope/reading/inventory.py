@@ -20,7 +20,7 @@ from neoscope.format.records import each_record
 from neoscope.format.totals import Totals
 from neoscope.storage.store import Store
 
-AGAIN = "make the run anew (neoscope delete, then run)"
+AGAIN = "delete the run and run it again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +155,7 @@ def check_chunk(
     try:
         values = chunks.decode(expected.schema, body)
     except ValueError:
-        return Problem(key, "is damaged: its checksum does not fit")
+        return Problem(key, "is damaged: checksum mismatch")
     if chunks.digest(values) != expected.digest:
         return Problem(
             key, "holds other values than were recorded, with a right checksum: stale or swapped"

@@ -164,7 +164,7 @@ class Store:
             return None
 
     def parents(self) -> Iterator[Store]:
-        """The places that this one lies in, the nearest first; not a bucket itself."""
+        """The stores that this one lies in, the nearest first; not a bucket itself."""
         if isinstance(self.backend, LocalStore):
             for folder in Path(self.url).resolve().parents:
                 yield Store(str(folder), LocalStore(str(folder)))
@@ -236,7 +236,7 @@ class Store:
                     time.sleep(min(2**attempt, 10) * random.uniform(0.1, 0.5))
                     continue
                 raise UnavailableError(
-                    f"storage did not serve {self.url}/{key}: {reason}; run the same command again to go on"
+                    f"storage did not serve {self.url}/{key}: {reason}; rerun the same command to resume"
                 ) from None
         raise AssertionError("unreachable")
 
@@ -257,7 +257,7 @@ class Store:
         if PROVIDER in reason:
             return UnavailableError(
                 f"the credentials for {self.url} could not be renewed: "
-                f"{reason.partition(PROVIDER)[2]}; run the same command again to go on"
+                f"{reason.partition(PROVIDER)[2]}; rerun the same command to resume"
             )
         what = f"{permission} on " if not self.is_local else "no permission for "
         return InputError(
