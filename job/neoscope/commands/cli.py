@@ -76,8 +76,8 @@ def run(
 
     OUTPUT is s3://bucket/prefix or a local folder. The defaults take the first 8192 tokens of
     FineWeb as 16 sequences of 512, run GPT-Neo 125M once, and leave twelve arrays of
-    16 x 512 x 3072 (1.2 GB) and a manifest. The same command again finishes
-    what was broken off, or says that all is there.
+    16 x 512 x 3072 (1.2 GB) and a manifest. Rerun the same command to finish an
+    interrupted run; of a whole one it says that all is there.
     """
     from neoscope.commands.summary import summary
     from neoscope.pipeline.run import start

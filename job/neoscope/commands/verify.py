@@ -56,7 +56,7 @@ def verify(store: Store, progress: Progress) -> Verified:
         raise InputError(f"there is no run at {store.url}")
     if MANIFEST not in there:
         missing = "is missing: the run is not committed"
-        return Verified([Problem(MANIFEST, missing, "run the same command again")])
+        return Verified([Problem(MANIFEST, missing, "rerun the same command")])
     try:
         run = read_inventory(store)
     except CheckError as error:
