@@ -1,8 +1,8 @@
 """neoscope: what every MLP neuron of a language model does on real text.
 
 `capture(load_model(name), token_ids)` gives the activations of one pass; `run(output)` makes a run, as
-the command does; `open_run(url)` and `open_statistics(url)` open what it left, and `by_length` says
-what follows from statistics. Nothing heavy is imported before it is used.
+the command does; `open_run(url)` and `open_statistics(url)` open what it left, `by_length` says what
+follows from statistics, and `by_token` what goes with a property of tokens. Nothing heavy is imported before it is used.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from neoscope.errors import NeoscopeError
 
 if TYPE_CHECKING:
+    from neoscope import by_length, by_token
     from neoscope.model.hooks import capture
     from neoscope.model.loading import load_model
     from neoscope.pipeline.run import run
     from neoscope.reading.dataset import open_run, open_statistics
-    from neoscope.statistics import by_length
     from neoscope.text.tokenizing import load_tokenizer, tokenize
 
     __version__: str
@@ -25,6 +25,7 @@ __all__ = [
     "NeoscopeError",
     "__version__",
     "by_length",
+    "by_token",
     "capture",
     "load_model",
     "load_tokenizer",
@@ -53,6 +54,8 @@ def __getattr__(name: str) -> Any:
         return metadata.version("neoscope")
     if name == "by_length":
         return importlib.import_module("neoscope.statistics.by_length")
+    if name == "by_token":
+        return importlib.import_module("neoscope.by_token")
     if name not in _HOMES:
         raise AttributeError(f"module 'neoscope' has no attribute {name!r}")
     return getattr(importlib.import_module(f"neoscope.{_HOMES[name]}"), name)
