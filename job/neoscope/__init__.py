@@ -2,7 +2,8 @@
 
 `capture(load_model(name), token_ids)` gives the activations of one pass; `run(output)` makes a run, as
 the command does; `open_run(url)` and `open_statistics(url)` open what it left, `by_length` says what
-follows from statistics, and `by_token` what goes with a property of tokens. Nothing heavy is imported before it is used.
+follows from statistics, and `by_token` what goes with a property of tokens. Nothing heavy is imported
+before it is used.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from neoscope.errors import NeoscopeError
 
 if TYPE_CHECKING:
-    from neoscope import by_length, by_token
     from neoscope.model.hooks import capture
     from neoscope.model.loading import load_model
     from neoscope.pipeline.run import run
+    from neoscope.reading import by_token
     from neoscope.reading.dataset import open_run, open_statistics
+    from neoscope.statistics import by_length
     from neoscope.text.tokenizing import load_tokenizer, tokenize
 
     __version__: str
@@ -44,6 +46,10 @@ _HOMES = {
     "run": "pipeline.run",
     "tokenize": "text.tokenizing",
 }
+_MODULES = {
+    "by_length": "neoscope.statistics.by_length",
+    "by_token": "neoscope.reading.by_token",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -52,10 +58,8 @@ def __getattr__(name: str) -> Any:
 
     if name == "__version__":
         return metadata.version("neoscope")
-    if name == "by_length":
-        return importlib.import_module("neoscope.statistics.by_length")
-    if name == "by_token":
-        return importlib.import_module("neoscope.by_token")
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
     if name not in _HOMES:
         raise AttributeError(f"module 'neoscope' has no attribute {name!r}")
     return getattr(importlib.import_module(f"neoscope.{_HOMES[name]}"), name)

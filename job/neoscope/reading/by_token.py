@@ -30,7 +30,7 @@ from scipy.special import stdtr
 
 from neoscope.errors import UsageError
 from neoscope.reading import token_features
-from neoscope.reading.stored_tokens import sums
+from neoscope.reading.stored_tokens import features, sums
 from neoscope.statistics import token_permutation
 from neoscope.statistics.token_permutation import ROUNDING, Dealt
 from neoscope.statistics.token_regression import Design, Errors, Tokens, fit

@@ -51,7 +51,7 @@ def test_it_is_a_part_of_a_page(url: str) -> None:
     tokens["above"] = [{"layer": 2, "neuron": 7, "t": 5.04, "naive_t": 21.3, "p_largest": 0.01}]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["grouped"] = lambda number: f"{number:,}"
-    source = resources.files("neoscope") / "data" / "token_section.html.jinja"
+    source = resources.files("neoscope.commands.report") / "token_section.html.jinja"
     figure = figures.token_shares(tokens["layers"], tokens["shares"])
     template = environment.from_string(source.read_text(encoding="utf-8"))
     page = Page(template.render(tokens=tokens, shares_figure=figure))
