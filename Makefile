@@ -17,7 +17,8 @@ OVERLAY_DIR = k8s/$(if $(OVERLAY),overlays/$(OVERLAY),base)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run-local report stop-local test test-faults check bench lock clean \
-	image image-check run-docker k8s-run k8s-status k8s-logs k8s-delete test-k8s
+	image image-check run-docker k8s-run k8s-status k8s-logs k8s-delete test-k8s \
+	slurm-run slurm-status test-slurm
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -89,6 +90,16 @@ k8s-delete: ## Deletes what k8s-run has made (OVERLAY, NAMESPACE); the run itsel
 test-k8s: $(READY) ## Tries k8s/overlays/local on the cluster that kubectl points at
 	@$(BIN)/python -m pytest tests/deploy/cluster.py --timeout 1200 $(ARGS)
 
+slurm-run: ## Submits slurm/neoscope.sbatch (ARGS="s3://... --partitions 64", SBATCH="--array=0-63%16")
+	@sbatch $(SBATCH) slurm/neoscope.sbatch $(ARGS)
+
+slurm-status: ## Shows your tasks, those that have ended lately too: state, restarts, time, node or reason
+	@squeue --me --name neoscope --array --states all --Format $(TASKS)
+
+test-slurm: $(READY) ## Tries slurm/neoscope.sbatch on a Slurm of one node that it starts (root, slurm-wlm)
+	@$(BIN)/python $(MINIO) get
+	@$(BIN)/python -m pytest tests/slurm/cluster.py --timeout 1200 -rs $(ARGS)
+
 lock: $(UV) ## Pins what pyproject.toml asks for in requirements/ (ARGS=--upgrade for the newest)
 	@$(COMPILE) pyproject.toml --output-file requirements/job.txt
 	@$(COMPILE) pyproject.toml --extra dev --constraints requirements/job.txt \
@@ -104,6 +115,7 @@ clean: stop-local ## Removes .venv, the local store with all its runs, and cache
 VERSION = $$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 PODS = batch.kubernetes.io/job-name=neoscope
 CONDITIONS = {.status.conditions[?(@.status=="True")].type}
+TASKS = JobArrayID:16,State:14,RestartCnt:14,TimeUsed:14,ReasonList
 COLUMNS = POD:.metadata.name,NODE:.spec.nodeName,STATE:.status.phase,$\
 	MESSAGE:..terminated.message
 

@@ -50,10 +50,18 @@ def cli() -> None:
 @spec_options
 @option(
     "--partition",
-    metavar="NUMBER|auto",
+    metavar="NUMBERS|auto",
     default="0",
     show_default=True,
-    help="This worker's partition, from 0; auto takes JOB_COMPLETION_INDEX.",
+    help="The partitions to make here, from 0, such as 3 or 0,2,5-7. auto takes this worker's share by "
+    "the numbers that Kubernetes, Slurm, SkyPilot, torchrun or srun set.",
+)
+@option(
+    "--workers",
+    type=click.IntRange(1),
+    metavar="N",
+    help="With --partition auto, the number of tasks where none of them is told it: the pods of a "
+    "Kubernetes Job.  [default: a worker for each partition]",
 )
 @device_option
 @endpoint_option
@@ -67,6 +75,7 @@ def run(
     output: str,
     text_paths: tuple[Path, ...],
     partition: str,
+    workers: int | None,
     device: str,
     endpoint_url: str | None,
     sign_payload: bool,
@@ -90,6 +99,7 @@ def run(
         output,
         options,
         partition=partition,
+        workers=workers,
         text_paths=list(text_paths),
         device=device,
         endpoint_url=endpoint_url,
@@ -97,7 +107,9 @@ def run(
         progress=progress,
     )
     if manifest is None:
-        click.echo(f"this partition is stored; others are missing: neoscope status {url}")
+        click.echo(
+            f"this worker's partitions are stored; others are missing: neoscope status {url}"
+        )
     else:
         click.echo(summary(manifest, url, endpoint_url))
 

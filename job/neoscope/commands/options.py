@@ -5,6 +5,7 @@ In: nothing. Out: decorators for Click's commands. It does not know what the com
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,12 +34,26 @@ endpoint_option = option(
     "AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, the profile, AWS]",
 )
 
+
+class Device(click.ParamType[str]):
+    """`auto`, `cpu`, `cuda`, or one GPU of several as `cuda:N`."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", value, re.ASCII):
+            self.fail(f"{value!r} is no device: give auto, cpu, cuda or cuda:N", param, ctx)
+        return str(value)
+
+
 device_option = option(
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
+    type=Device(),
+    metavar="auto|cpu|cuda|cuda:N",
     default="auto",
     show_default=True,
-    help="Where to compute; auto is the GPU where there is one.",
+    help="Where to compute; auto is a GPU where there is one. Of several, a process that torchrun or "
+    "srun started takes the one of its number on the node.",
 )
 
 SPEC_OPTIONS = (
@@ -87,7 +102,7 @@ SPEC_OPTIONS = (
         type=int,
         default=1,
         show_default=True,
-        help="Workers that share the run: each takes its own share of the text.",
+        help="Shares of the text, for as many workers or fewer: each share is made by itself.",
     ),
     option(
         "--batches",

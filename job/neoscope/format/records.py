@@ -131,9 +131,15 @@ def stored_batch_counts(store: Store) -> dict[int, list[int]]:
     return found
 
 
-def last_record(store: Store, claim: dict[str, Any], partition: int) -> dict[str, Any] | None:
-    """All the state that a partition has: its last record, None where there is none."""
-    counts = stored_batch_counts(store).get(partition)
+def last_record(
+    store: Store,
+    claim: dict[str, Any],
+    partition: int,
+    stored: dict[int, list[int]] | None = None,
+) -> dict[str, Any] | None:
+    """All the state that a partition has: its last record, None where there is none. `stored` is what
+    `recorded` has found just now."""
+    counts = (stored_batch_counts(store) if stored is None else stored).get(partition)
     return read_record(store, claim, partition, counts[-1]) if counts else None
 
 

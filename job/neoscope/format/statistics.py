@@ -77,10 +77,14 @@ def put_cells(
 
 
 def last_state(
-    store: Store, claim: dict[str, Any], partition: int
+    store: Store,
+    claim: dict[str, Any],
+    partition: int,
+    stored: dict[int, list[int]] | None = None,
 ) -> tuple[dict[str, Any] | None, Cells | None]:
-    """A partition's last record and the cells up to it, None where there are none."""
-    record = last_record(store, claim, partition)
+    """A partition's last record and the cells up to it, None where there are none. `stored` is what
+    `recorded` has found just now."""
+    record = last_record(store, claim, partition, stored)
     while record and claim["spec"]["statistics"]:
         try:
             return record, read_cells(store, record)

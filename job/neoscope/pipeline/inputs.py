@@ -94,7 +94,7 @@ def prepare(
         )
         described = claim["text"] if claim and spec.dataset != SAMPLE else resolve(spec)
         share = _Share(spec, described, text_paths, partition, tokenizer)
-        packed = _by_record(spec, _seen(share, last, progress), last["batches"] if last else 0)
+        packed = _packed(share, last, progress)
         first = next(packed)
         loaded = model.result()
     return Inputs(
@@ -105,6 +105,25 @@ def prepare(
         itertools.chain([first], packed),
         {**_describe(spec, loaded, point, tokenizer), "text": described},
     )
+
+
+def of_partition(
+    prepared: Inputs,
+    spec: RunSpec,
+    partition: int,
+    last: dict[str, Any] | None,
+    text_paths: list[Path],
+    progress: Progress,
+) -> Inputs:
+    """The same with the batches of another partition, from where its last record stands."""
+    share = _Share(spec, prepared.resolved["text"], text_paths, partition, prepared.tokenizer)
+    return dataclasses.replace(prepared, batches=_packed(share, last, progress))
+
+
+def _packed(share: _Share, last: dict[str, Any] | None, progress: Progress) -> Iterator[Batch]:
+    """The partition's batches from where its last record stands."""
+    first = last["batches"] if last else 0
+    return _by_record(share.spec, _seen(share, last, progress), first)
 
 
 @dataclasses.dataclass(frozen=True)

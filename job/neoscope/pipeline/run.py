@@ -15,22 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from neoscope.arguments import check_choice, check_flag, check_name, check_number
-from neoscope.errors import InputError, UsageError
+from neoscope.errors import InputError
 from neoscope.format.claim import check_destination
 from neoscope.format.layout import CLAIM
 from neoscope.format.manifest import read_manifest
-from neoscope.format.records import read_claim
-from neoscope.format.statistics import clear_superseded, last_state
+from neoscope.format.records import read_claim, stored_batch_counts
+from neoscope.format.statistics import clear_superseded
 from neoscope.model.device import check_device
 from neoscope.model.shapes import check_shape
 from neoscope.pipeline.commit import commit
+from neoscope.pipeline.worker import find_share, local_rank
 from neoscope.progress import Progress
 from neoscope.spec import DEVICES, RunSpec, make_spec
 from neoscope.storage.store import Store, open_store
 from neoscope.text.documents import check_shares, describe_file, file_kind
 from neoscope.text.packing import TooLittleText
-
-INDEX_VARIABLE = "JOB_COMPLETION_INDEX"  # set by Kubernetes for each pod of an Indexed Job
 
 
 def run(
@@ -38,6 +37,7 @@ def run(
     *,
     text: str | Path | Sequence[str | Path] = (),
     partition: int | str = 0,
+    workers: int | None = None,
     device: str = "auto",
     endpoint_url: str | None = None,
     sign_payload: bool = False,
@@ -55,13 +55,15 @@ def run(
     None while partitions of other workers are missing. Says on standard error what it does, unless
     `quiet`. Every error is a NeoscopeError, of the class that has the command's exit code.
     """
-    check_choice("device", device, DEVICES)
+    if not str(device).startswith("cuda:"):
+        check_choice("device", device, DEVICES)
     if not isinstance(partition, str):
         partition = str(check_number("partition", partition, 0))
     _, manifest = start(
         check_name("output", output),
         options,
         partition=partition,
+        workers=None if workers is None else check_number("workers", workers, 1),
         text_paths=_paths(text),
         device=device,
         endpoint_url=None if endpoint_url is None else check_name("endpoint_url", endpoint_url),
@@ -106,20 +108,24 @@ def start(
     options: dict[str, Any],
     *,
     partition: str,
+    workers: int | None = None,
     text_paths: list[Path],
     device: str,
     endpoint_url: str | None,
     sign_payload: bool,
     progress: Progress,
 ) -> tuple[str, dict[str, Any] | None]:
-    """Make one partition's share of a run at `output`, and commit the run if that was the last.
+    """Make some partitions of a run at `output`, and commit the run if they were the last.
 
     Returns the full URL, and the manifest or None while other partitions are missing. `options` are
-    the fields of `RunSpec` by name, None where not given; `partition` is a number or `auto`;
-    `device` is `auto`, `cpu` or `cuda`. Every error is a NeoscopeError with its exit code.
+    the fields of `RunSpec` by name, None where not given; `partition` and `workers` are as in
+    `worker.find_share`, `device` as in `model.pick_device`. Every error is a NeoscopeError with its
+    exit code.
     """
     spec = spec_of(options, text_paths)
-    share = pick_partition(spec, partition)
+    share = find_share(partition, workers, spec.partitions, os.environ)
+    if share.line:
+        progress.say(share.line)
     store = open_store(output, endpoint_url=endpoint_url, sign_payload=sign_payload, write=True)
     claim = read_claim(store, spec)
     if claim and (manifest := read_manifest(store)):
@@ -128,34 +134,34 @@ def start(
         store.clear_temporary_files()
         clear_superseded(store, claim["spec"])
         return store.url, manifest
+    stored = stored_batch_counts(store) if claim else {}
+    missing = [each for each in share.partitions if spec.batches not in stored.get(each, [])]
     if claim is None:
-        check_destination(
-            store, CLAIM
-        )  # once more as it is claimed, but the model is loaded in between
-    last, cells = last_state(store, claim, share) if claim else (None, None)
-    if last:
-        progress.say(f"going on after batch {last['batches']} of {spec.batches}")
-    if claim is None or last is None or last["batches"] < spec.batches:
+        # Once more as it is claimed, but the model is loaded in between.
+        check_destination(store, CLAIM)
+    if missing:
         check_device(device)
         if claim is None:
             check_shares(spec)
             check_shape(spec)
-        from neoscope.pipeline.partition import store_partition
+        from neoscope.pipeline.partition import store_partitions
 
         try:
-            claim = store_partition(
+            claim = store_partitions(
                 spec,
                 store,
-                partition=share,
+                missing,
                 claim=claim,
-                last=last,
-                cells=cells,
+                stored=stored,
                 text_paths=text_paths,
                 device=device,
+                local=local_rank(os.environ),
                 progress=progress,
             )
         except TooLittleText as error:
             raise _with_remedy(error, store) from None
+    if claim is None:  # a worker that no partition is left for was here first
+        return store.url, None
     progress.say("committing")
     return store.url, commit(store, claim)
 
@@ -172,19 +178,3 @@ def spec_of(options: dict[str, Any], text_paths: list[Path]) -> RunSpec:
     if text_paths:
         file_kind(text_paths)
     return make_spec(**options, text=tuple(describe_file(path) for path in text_paths))
-
-
-def pick_partition(spec: RunSpec, partition: str) -> int:
-    """The number of this worker's partition. Raises UsageError where it is not one of the run's."""
-    option = f"--partition {partition}"
-    if partition == "auto":
-        partition = os.environ.get(INDEX_VARIABLE, "")
-        if not partition:
-            raise UsageError(f"{option}: {INDEX_VARIABLE} is not set; give a number")
-        option += f" ({INDEX_VARIABLE}={partition})"
-    if not partition.isdecimal() or int(partition) >= spec.partitions:
-        raise UsageError(
-            f"{option} is not one of the {spec.partitions} partitions: "
-            f"give 0 to {spec.partitions - 1}, or more --partitions"
-        )
-    return int(partition)
