@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from neoscope.spec import FINEWEB, FINEWEB_CONFIG, GPT_NEO_125M, SAMPLE
+from neoscope.storage.connections import FIRST
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -33,6 +34,13 @@ endpoint_option = option(
     "AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, the profile, AWS]",
 )
 
+connections_option = option(
+    "--connections",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Bodies on their way to or from the storage at a time.  [default: as many as make it faster, "
+    f"from {FIRST} on]",
+)
 device_option = option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),

@@ -40,6 +40,7 @@ def run(
     partition: int | str = 0,
     device: str = "auto",
     endpoint_url: str | None = None,
+    connections: int | None = None,
     sign_payload: bool = False,
     quiet: bool = False,
     **options: Any,
@@ -65,6 +66,7 @@ def run(
         text_paths=_paths(text),
         device=device,
         endpoint_url=None if endpoint_url is None else check_name("endpoint_url", endpoint_url),
+        connections=None if connections is None else check_number("connections", connections, 1),
         sign_payload=check_flag("sign_payload", sign_payload),
         progress=Progress(quiet=check_flag("quiet", quiet)),
     )
@@ -109,6 +111,7 @@ def start(
     text_paths: list[Path],
     device: str,
     endpoint_url: str | None,
+    connections: int | None = None,
     sign_payload: bool,
     progress: Progress,
 ) -> tuple[str, dict[str, Any] | None]:
@@ -121,6 +124,7 @@ def start(
     spec = spec_of(options, text_paths)
     share = pick_partition(spec, partition)
     store = open_store(output, endpoint_url=endpoint_url, sign_payload=sign_payload, write=True)
+    store.use_connections(connections)
     claim = read_claim(store, spec)
     if claim and (manifest := read_manifest(store)):
         progress.say(f"{store.url} already holds this run, whole: nothing to do")
