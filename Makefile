@@ -9,14 +9,14 @@ MINIO := job/local/minio.py
 BENCH := .venv-bench
 # Two test processes: most of a test's time it waits. More would starve one another on a laptop.
 TWO := --numprocesses 2 --dist worksteal
-BENCHMARKS = forward storing memory process pull many commit large gpu
+BENCHMARKS = forward storing memory process pull many commit large checked network gpu
 IMAGE ?= localhost/neoscope:dev
 export IMAGE
 KUBECTL = kubectl $(if $(NAMESPACE),--namespace $(NAMESPACE))
 OVERLAY_DIR = k8s/$(if $(OVERLAY),overlays/$(OVERLAY),base)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run-local report stop-local test test-faults check bench lock clean \
+.PHONY: help setup run-local report stop-local test test-s3 test-faults check bench lock clean \
 	image image-check run-docker k8s-run k8s-status k8s-logs k8s-delete test-k8s \
 	slurm-run slurm-status test-slurm
 
@@ -43,6 +43,11 @@ stop-local: ## Stops that MinIO; what is stored stays
 test: $(READY) ## Runs the tests (ARGS="-k storage")
 	@$(BIN)/python $(MINIO) get
 	@$(BIN)/python -m pytest $(TWO) $(ARGS)
+
+test-s3: $(READY) ## Runs the tests on S3 servers other than MinIO, built with Go once: four minutes
+	@$(BIN)/python $(MINIO) get
+	@nice $(BIN)/python tests/programs.py versitygw rclone
+	@$(BIN)/python -m pytest tests/test_servers.py $(ARGS)
 
 test-faults: $(READY) ## Runs the fault tests in full: hundreds of kills, a thousand flipped bits
 	@$(BIN)/python $(MINIO) get

@@ -313,7 +313,7 @@ def test_every_field_of_the_spec_is_an_option(monkeypatch: pytest.MonkeyPatch) -
     params = parsed("run", "somewhere").params
     fields = {field.name for field in dataclasses.fields(RunSpec)} - {"text"}
     where = {"output", "text_paths", "partition", "workers", "device"}
-    where |= {"endpoint_url", "sign_payload"}
+    where |= {"endpoint_url", "connections", "sign_payload"}
     assert set(params) - where == fields
     given = {name: value for name, value in params.items() if name in fields}
     assert make_spec(**given) == RunSpec()

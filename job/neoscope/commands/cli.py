@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from neoscope.commands.options import (
+    connections_option,
     device_option,
     endpoint_option,
     option,
@@ -65,11 +66,12 @@ def cli() -> None:
 )
 @device_option
 @endpoint_option
+@connections_option
 @option(
     "--sign-payload",
     is_flag=True,
-    help="Sign the bodies of requests too, for storage that insists; by default each chunk's own "
-    "checksum guards it, which costs a third of the processor time.",
+    help="Sign the bodies of requests too, for storage that insists. Bodies are checked in any case, "
+    "for less processor time.",
 )
 def run(
     output: str,
@@ -78,6 +80,7 @@ def run(
     workers: int | None,
     device: str,
     endpoint_url: str | None,
+    connections: int | None,
     sign_payload: bool,
     **options: Any,
 ) -> None:
@@ -103,6 +106,7 @@ def run(
         text_paths=list(text_paths),
         device=device,
         endpoint_url=endpoint_url,
+        connections=connections,
         sign_payload=sign_payload,
         progress=progress,
     )
@@ -149,6 +153,7 @@ def status_command(output: str, endpoint_url: str | None) -> None:
 @cli.command(name="verify", epilog=EXIT_CODES)
 @output_argument
 @endpoint_option
+@connections_option
 @option(
     "--recompute",
     metavar="N",
@@ -170,6 +175,7 @@ def status_command(output: str, endpoint_url: str | None) -> None:
 def verify_command(
     output: str,
     endpoint_url: str | None,
+    connections: int | None,
     recompute: int | None,
     text: bool,
     text_paths: tuple[Path, ...],
@@ -188,6 +194,7 @@ def verify_command(
     store = open_store(output, endpoint_url=endpoint_url)
     paths = list(text_paths)
     check_request(store, recompute=recompute, text=text, text_paths=paths)
+    store.use_connections(connections)
     progress = Progress()
     checked = verify(store, progress)
     problems = list(checked.problems)
@@ -230,6 +237,7 @@ def verify_command(
     help="safetensors is one file a layer, and one for the tokens, in a local folder.",
 )
 @endpoint_option
+@connections_option
 def pull_command(
     output: str,
     dest: str,
@@ -238,6 +246,7 @@ def pull_command(
     neurons: str | None,
     form: str,
     endpoint_url: str | None,
+    connections: int | None,
 ) -> None:
     """Bring a run from OUTPUT to DEST: a folder, or s3://bucket/prefix on the same endpoint.
 
@@ -250,9 +259,12 @@ def pull_command(
     from neoscope.progress import Progress
     from neoscope.storage.store import open_store
 
+    source = open_store(output, endpoint_url=endpoint_url)
     destination = open_store(dest, endpoint_url=endpoint_url, write=True)
+    source.use_connections(connections)
+    destination.use_connections(connections)
     said = pull(
-        open_store(output, endpoint_url=endpoint_url),
+        source,
         destination,
         layers=layers,
         sequences=sequences,

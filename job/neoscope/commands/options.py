@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from neoscope.spec import FINEWEB, FINEWEB_CONFIG, GPT_NEO_125M, SAMPLE
+from neoscope.storage.connections import FIRST
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -32,6 +33,14 @@ endpoint_option = option(
     metavar="URL",
     help="Where S3 is, for storage other than AWS.  [default: as boto3 problems it: "
     "AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, the profile, AWS]",
+)
+
+connections_option = option(
+    "--connections",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Bodies on their way to or from the storage at a time.  [default: as many as make it faster, "
+    f"from {FIRST} on]",
 )
 
 

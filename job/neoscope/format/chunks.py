@@ -117,6 +117,11 @@ def stored_digest(schema: ArraySchema, body: bytes | memoryview | None) -> str |
         return None
 
 
+def holds(schema: ArraySchema, expected: str, body: bytes | memoryview | None) -> bool:
+    """Whether a stored chunk holds the values with this digest; not where it is missing or damaged."""
+    return stored_digest(schema, body) == expected
+
+
 def bytes_digest(body: bytes | memoryview) -> str:
     """xxh3-128 of bytes, 32 hexadecimal digits."""
     return xxhash.xxh3_128_hexdigest(body)

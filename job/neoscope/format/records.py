@@ -7,6 +7,7 @@ where there is none yet. It does not know how values are computed, nor the commi
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,8 @@ from neoscope.errors import CheckError, ConflictError
 from neoscope.format import sealed_json
 from neoscope.format.layout import CLAIM, RECORD_KEY, RECORDS, record_key
 from neoscope.spec import RunSpec, differing_fields
-from neoscope.storage.store import Body, Store
+from neoscope.storage.integrity import Body, same
+from neoscope.storage.store import Store
 
 # Where no activations are stored; a record of each batch would be most of the work.
 BATCHES_A_RECORD = 64
@@ -32,7 +34,7 @@ def read_claim(store: Store, spec: RunSpec | None = None) -> dict[str, Any] | No
 
     Raises ConflictError where it is of another spec than the one given, naming the fields.
     """
-    body = store.get(CLAIM)
+    body = store.get(CLAIM, sealed_json.intact)
     if body is None:
         return None
     claim = sealed_json.load("run", body, f"{store.url}/{CLAIM}")
@@ -72,7 +74,11 @@ def put_record(
         store.create(key, body)
     except FileExistsError:
         mine = sealed_json.load("record", body, key)
-        theirs = sealed_json.load("record", store.get(key) or b"", f"{store.url}/{key}")
+        found = store.get(key, sealed_json.intact) or b""
+        if not sealed_json.intact(found):  # one that nobody can go on from, whoever put it
+            store.put(key, body)
+            return
+        theirs = sealed_json.load("record", found, f"{store.url}/{key}")
         if mine["content_digest"] != theirs["content_digest"]:
             raise CheckError(
                 f"{store.url}/{key} already records other values for this batch: two unlike machines "
@@ -96,8 +102,8 @@ def _resolve_existing(store: Store, key: str, body: Body, record: str) -> str | 
     is there: CheckError then. Where it came while ours were on their way, what it records is put
     back, so that no worker spoils what another has committed.
     """
-    there = store.get(key)
-    if there == bytes(body):
+    there = store.read(key, functools.partial(same, body))
+    if there is not None and same(body, there):
         with contextlib.suppress(FileNotFoundError):
             return store.tag(key)
         there = None
@@ -155,7 +161,9 @@ def read_record(
 ) -> dict[str, Any]:
     """One record, checked. Raises CheckError where it is damaged or of another run."""
     key = record_key(partition, batches)
-    record = sealed_json.load("record", store.get(key) or b"", f"{store.url}/{key}")
+    record = sealed_json.load(
+        "record", store.get(key, sealed_json.intact) or b"", f"{store.url}/{key}"
+    )
     found = (record["fingerprint"], record["partition"], record["batches"])
     if found != (claim["fingerprint"], partition, batches):
         raise CheckError(f"{store.url}/{key} belongs to another run or partition: delete the run")

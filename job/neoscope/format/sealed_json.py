@@ -51,9 +51,7 @@ def dump(kind: str, document: dict[str, Any]) -> bytes:
 
 def load(kind: str, body: bytes, where: str) -> dict[str, Any]:
     """The document in `body`. Raises CheckError where seal, schema or digest do not hold."""
-    found = SEAL.search(body)
-    zeroed = body[: found.start(1)] + ZEROS + body[found.end(1) :] if found else body
-    if not found or hashlib.sha256(zeroed).hexdigest().encode() != found[1]:
+    if not intact(body):
         raise CheckError(f"{where} is damaged: checksum mismatch; delete the run and run it again")
     document: dict[str, Any] = json.loads(body)
     problem = next(_validator(kind).iter_errors(document), None)
@@ -66,6 +64,14 @@ def load(kind: str, body: bytes, where: str) -> dict[str, Any]:
             f"{where} is damaged: its content digest does not match; delete the run and run it again"
         )
     return document
+
+
+def intact(body: bytes | memoryview) -> bool:
+    """Whether a document's seal fits its bytes."""
+    body = bytes(body)
+    found = SEAL.search(body)
+    zeroed = body[: found.start(1)] + ZEROS + body[found.end(1) :] if found else body
+    return found is not None and hashlib.sha256(zeroed).hexdigest().encode() == found[1]
 
 
 @cache

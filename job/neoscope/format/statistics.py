@@ -68,7 +68,7 @@ def put_cells(
     body = cells.dump()
     key = statistics_key(partition, batches)
     entry = {"key": key, "size": len(body), "digest": chunks.bytes_digest(body)}
-    record_body = store.get(record)
+    record_body = store.get(record, sealed_json.intact)
     if record_body is None:
         put_unrecorded(store, key, body, record)
     elif sealed_json.load("record", record_body, f"{store.url}/{record}")["statistics"] != entry:
@@ -100,7 +100,7 @@ def read_cells(store: Store, record: dict[str, Any]) -> Cells:
     """The cells that a record names. Raises FileNotFoundError where the object is not there,
     CheckError where it is not the recorded one."""
     entry = record["statistics"]
-    body = store.get(entry["key"])
+    body = store.get(entry["key"], lambda body: chunks.bytes_digest(body) == entry["digest"])
     if body is None:
         raise FileNotFoundError(entry["key"])
     if chunks.bytes_digest(body) != entry["digest"]:

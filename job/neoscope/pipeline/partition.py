@@ -297,7 +297,8 @@ def _read_back(
         if name in (TOKEN_IDS, TOKEN_LENGTH):
             continue
         part = parts[(batch + index) % len(parts)]
-        if chunks.stored_digest(schemas[name], store.get(part.key)) != part.digest:
+        holds = functools.partial(chunks.holds, schemas[name], part.digest)
+        if not holds(store.read(part.key, holds)):
             raise CheckError(
                 f"{store.url}/{part.key} does not read back as it was stored: "
                 "the storage or the way to it is faulty; nothing is committed"

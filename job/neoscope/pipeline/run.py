@@ -40,6 +40,7 @@ def run(
     workers: int | None = None,
     device: str = "auto",
     endpoint_url: str | None = None,
+    connections: int | None = None,
     sign_payload: bool = False,
     quiet: bool = False,
     **options: Any,
@@ -67,6 +68,7 @@ def run(
         text_paths=_paths(text),
         device=device,
         endpoint_url=None if endpoint_url is None else check_name("endpoint_url", endpoint_url),
+        connections=None if connections is None else check_number("connections", connections, 1),
         sign_payload=check_flag("sign_payload", sign_payload),
         progress=Progress(quiet=check_flag("quiet", quiet)),
     )
@@ -112,6 +114,7 @@ def start(
     text_paths: list[Path],
     device: str,
     endpoint_url: str | None,
+    connections: int | None = None,
     sign_payload: bool,
     progress: Progress,
 ) -> tuple[str, dict[str, Any] | None]:
@@ -127,6 +130,7 @@ def start(
     if share.line:
         progress.say(share.line)
     store = open_store(output, endpoint_url=endpoint_url, sign_payload=sign_payload, write=True)
+    store.use_connections(connections)
     claim = read_claim(store, spec)
     if claim and (manifest := read_manifest(store)):
         progress.say(f"{store.url} already holds this run, whole: nothing to do")
