@@ -221,7 +221,7 @@ def _tokens(store: Store, run: Inventory) -> Iterator[Problem]:
         yield find
         return
     vocabulary = json.loads(body)
-    table = vocabulary.length_table(vocabulary["tokens"], vocabulary["special"])
+    table = length_table(vocabulary["tokens"], vocabulary["special"])
     for said in run.tokens:
         counts = []
         for keys in zip(said.ids, said.lengths, strict=True):
