@@ -31,6 +31,7 @@ from neoscope.reading.inventory import Expected, Inventory, Problem, read_chunk,
 from neoscope.statistics import token_lengths
 from neoscope.storage.store import REQUESTS_IN_FLIGHT, Store, again
 from neoscope.text.documents import describe_file
+from neoscope.text.vocabulary import length_table
 
 TOLD = 5  # names in a line
 NO_STATISTICS: dict[str, dict[str, Any]] = {"arrays": {}, "objects": {}}
