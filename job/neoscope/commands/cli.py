@@ -171,7 +171,14 @@ def status_command(output: str, endpoint_url: str | None) -> None:
     metavar="FILE",
     help="With --text, the files of a run that was made of local files, in the same order.",
 )
-@device_option
+@option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where --recompute computes, in float32 whatever the run's precision: the CPU knows nothing of "
+    "a GPU's faults.",
+)
 def verify_command(
     output: str,
     endpoint_url: str | None,

@@ -26,7 +26,7 @@ from neoscope.format.claim import put_claim
 from neoscope.format.layout import TOKEN_IDS, TOKEN_LENGTH, statistics_key
 from neoscope.format.statistics import last_state, put_cells
 from neoscope.format.vocabulary import vocabulary_content
-from neoscope.model import memory
+from neoscope.model import memory, numerics
 from neoscope.model.hooks import stream
 from neoscope.model.loading import gpu_count, pick_device
 from neoscope.pipeline import stored_batch
@@ -71,6 +71,8 @@ def store_partitions(
         # Pinned memory is of the current device, which is the first where nothing is said.
         torch.cuda.set_device(target)
     start = _Start(spec, store, text_paths, target, describe_environment(target), progress)
+    numerics.check_environment(target)
+    numerics.fix_workspace(target)
     # It takes a second to compile: beside the text and the weights, not in the first layer's hook.
     threading.Thread(
         target=importlib.import_module, args=["neoscope.statistics.length_kernels"], daemon=True
