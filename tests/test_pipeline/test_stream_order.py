@@ -28,8 +28,8 @@ from neoscope.format.arrays import array_schemas
 from neoscope.pipeline import layer_writer
 from neoscope.pipeline.layer_writer import LayerWriter
 from neoscope.spec import RunSpec
-from neoscope.statistics import accumulator
-from neoscope.statistics.accumulator import LengthStatistics
+from neoscope.statistics import length_accumulator as accumulator
+from neoscope.statistics.length_accumulator import LengthStatistics
 from neoscope.storage.store import Store
 
 sanitizer = pytest.importorskip(
