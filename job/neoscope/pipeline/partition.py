@@ -26,13 +26,12 @@ from neoscope.format.claim import put_claim
 from neoscope.format.layout import TOKEN_IDS, TOKEN_LENGTH, statistics_key
 from neoscope.format.statistics import last_state, put_cells
 from neoscope.format.vocabulary import vocabulary_content
-from neoscope.model import memory, numerics
+from neoscope.model import numerics
 from neoscope.model.hooks import stream
 from neoscope.model.loading import gpu_count, pick_device
-from neoscope.pipeline import stored_batch
-from neoscope.pipeline.inputs import Inputs, of_partition, prepare
-from neoscope.pipeline.layer_writer import LayerWriter, put_array
-from neoscope.pipeline.provenance import (
+from neoscope.model.memory import translate_out_of_memory
+from neoscope.pipeline import memory, stored_batch
+from neoscope.pipeline.environment import (
     describe_environment,
     keep_memory_flat,
     return_freed_memory,
@@ -146,6 +145,8 @@ def _store_partition(
     progress.begin("capturing", layers * spec.sequences // spec.pass_sequences, "layers")
     schemas = schemas_of(claim)
     with ExitStack() as stack:
+        # From the pinned buffers to the last copy.
+        stack.enter_context(translate_out_of_memory(lambda: memory.ran_out(spec)))
         writer = None
         if spec.arrays:
             layer = next(iter(schemas.values()))
@@ -236,7 +237,7 @@ def _store_batch(
                 statistics.add(name, values.to(dtype), placed)
         work.progress.advance(f"batch {number + 1} of {spec.batches}, {name}")
 
-    with _timed(timings, "capture"), memory.translate_out_of_memory_of_pass(spec):
+    with _timed(timings, "capture"):
         for first in range(0, spec.sequences, spec.pass_sequences):
             sequences = slice(first, first + spec.pass_sequences)
             placed = statistics.place(token_lengths[sequences]) if statistics else None
