@@ -330,6 +330,22 @@ def report_command(output: str, endpoint_url: str | None, file: Path | None) -> 
         click.echo(f"written: {file}")
 
 
+@cli.command(name="gpu-check", epilog=EXIT_CODES)
+def gpu_check_command() -> None:
+    """Check that this machine's GPU computes what a CPU does, and measure it.
+
+    A PASS or FAIL line for each check, a table, and both as JSON in the last line. It takes some minutes,
+    random weights and no Hub. Without a GPU it says so (exit 3).
+    """
+    from neoscope.model.device import check_device
+
+    check_device("cuda")
+    from neoscope.commands.gpu_check.gpu_check import gpu_check
+
+    for line in gpu_check("cuda"):
+        click.echo(line)
+
+
 @cli.command()
 @output_argument
 @endpoint_option
