@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from neoscope.commands.options import (
+    Device,
     connections_option,
     device_option,
     endpoint_option,
@@ -173,7 +174,7 @@ def status_command(output: str, endpoint_url: str | None) -> None:
 )
 @option(
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
+    type=Device(),
     default="cpu",
     show_default=True,
     help="Where --recompute computes, in float32 whatever the run's precision: the CPU knows nothing of "

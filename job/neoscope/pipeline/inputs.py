@@ -25,6 +25,7 @@ from neoscope.format.vocabulary import vocabulary_content
 from neoscope.model.architectures import HookPoint, hook_point
 from neoscope.model.hooks import layer_numbers, neuron_counts, uses_fast_path
 from neoscope.model.loading import LoadedModel, find_model, load
+from neoscope.model.memory import translate_out_of_memory
 from neoscope.model.shapes import check_positions
 from neoscope.pipeline import memory
 from neoscope.progress import Progress
@@ -205,7 +206,8 @@ def _describe(
     model = loaded.model
     attention = model.config._attn_implementation
     fast = uses_fast_path(model, point, spec.forward)
-    neurons = _neurons(spec, model, point)
+    with translate_out_of_memory(lambda: memory.ran_out(spec)):  # where cuBLAS takes its workspace
+        neurons = _neurons(spec, model, point)
     text = model.config.get_text_config()
     sizes = memory.Sizes(
         layers=len(layer_numbers(model, point, spec.layers)),

@@ -116,11 +116,11 @@ def require(spec: RunSpec, sizes: Sizes, free: int) -> None:
 
 
 def ran_out(spec: RunSpec) -> UnavailableError:
-    """The error of a pass that was refused memory although the check before it had passed."""
+    """The error of what was refused memory although the check had passed, or before it: a retry may help."""
     lower = "--positions" if spec.pass_sequences == 1 else "--sequences-per-pass"
     return UnavailableError(
-        f"the device ran out of memory {_pass(spec)}, although there was enough before it: rerun the "
-        f"same command when nothing else uses the device, or lower {lower}"
+        f"the device ran out of memory {_pass(spec)}: rerun the same command when nothing else uses the "
+        f"device, or lower {lower}"
     )
 
 

@@ -68,10 +68,12 @@ def store_partitions(
     target = pick_device(own_device(device, local, gpu_count()))
     numerics.check_environment(target)
     numerics.fix_workspace(target)
-    if target.type == "cuda":
-        # Pinned memory is of the current device, which is the first where nothing is said.
-        torch.cuda.set_device(target)
-    start = _Start(spec, store, text_paths, target, describe_environment(target), progress)
+    with translate_out_of_memory(lambda: memory.ran_out(spec)):  # where CUDA takes its own
+        if target.type == "cuda":
+            # Pinned memory is of the current device, which is the first where nothing is said.
+            torch.cuda.set_device(target)
+        environment = describe_environment(target)
+    start = _Start(spec, store, text_paths, target, environment, progress)
     # It takes a second to compile: beside the text and the weights, not in the first layer's hook.
     threading.Thread(
         target=importlib.import_module, args=["neoscope.statistics.length_kernels"], daemon=True
