@@ -16,7 +16,7 @@ from transformers import GPTNeoModel
 from neoscope import capture, load_model
 from neoscope.errors import UsageError
 from neoscope.model import numerics
-from neoscope.pipeline import environment
+from neoscope.pipeline import provenance
 from support.command import invoke
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -142,8 +142,8 @@ def test_the_record_says_which_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     properties = SimpleNamespace(major=9, minor=0, multi_processor_count=132, total_memory=1 << 36)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "NVIDIA H100")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: properties)
-    monkeypatch.setattr(environment, "_driver", lambda: "580.65.06")
-    told = environment.describe_environment(GPU)
+    monkeypatch.setattr(provenance, "_driver", lambda: "580.65.06")
+    told = provenance.describe_environment(GPU)
     assert told["device"] == "NVIDIA H100"
     assert told["gpu"] == {
         "driver": "580.65.06",
@@ -153,4 +153,4 @@ def test_the_record_says_which_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         "multiprocessors": 132,
         "memory": 1 << 36,
     }
-    assert "gpu" not in environment.describe_environment(CPU)
+    assert "gpu" not in provenance.describe_environment(CPU)

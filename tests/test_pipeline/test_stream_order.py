@@ -28,7 +28,7 @@ from neoscope.format.arrays import array_schemas
 from neoscope.pipeline import layer_writer
 from neoscope.pipeline.layer_writer import LayerWriter
 from neoscope.spec import RunSpec
-from neoscope.statistics import length_accumulator as accumulator
+from neoscope.statistics import length_accumulator
 from neoscope.statistics.length_accumulator import LengthStatistics
 from neoscope.storage.store import Store
 
@@ -240,8 +240,8 @@ def statistics_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         for each in state:
             each.add_(rows[0, 0].to(each.dtype) * 0)
 
-    monkeypatch.setattr(accumulator, "_is_gpu", lambda _device: True)
-    monkeypatch.setattr(accumulator, "_triton", lambda: kernel)
+    monkeypatch.setattr(length_accumulator, "_is_gpu", lambda _device: True)
+    monkeypatch.setattr(length_accumulator, "_triton", lambda: kernel)
 
 
 def test_the_order_of_streams_leaves_no_access_to_chance(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from neoscope.errors import CheckError, InputError
-from neoscope.statistics import length_accumulator as accumulator
+from neoscope.statistics import length_accumulator
 from neoscope.statistics.length_accumulator import LengthStatistics, PlacedTokens
 from neoscope.statistics.length_cells import BINS, HALF, Cells, merge
 from support.by_numpy import EDGES, assert_as_numpy
@@ -26,9 +26,9 @@ NEURONS = 700  # more than a block of the kernel, and no multiple of it
 
 def gpu_kernel() -> Any:
     pytest.importorskip("triton", reason="it comes with torch on Linux")
-    from neoscope.statistics import gpu_kernels
+    from neoscope.statistics import length_gpu_kernels
 
-    return gpu_kernels.accumulate
+    return length_gpu_kernels.accumulate
 
 
 @pytest.fixture
@@ -37,9 +37,11 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     from triton.runtime.interpreter import InterpretedFunction
 
     kernel = InterpretedFunction(gpu_kernel().fn)
-    monkeypatch.setattr(accumulator, "_is_gpu", lambda _device: True)
+    monkeypatch.setattr(length_accumulator, "_is_gpu", lambda _device: True)
     monkeypatch.setattr(
-        accumulator, "_triton", lambda: functools.partial(accumulator._add_triton, kernel)
+        length_accumulator,
+        "_triton",
+        lambda: functools.partial(length_accumulator._add_triton, kernel),
     )
 
 
@@ -151,7 +153,7 @@ def test_a_gpu_adds_the_same_bits(as_on_a_gpu: None, dtype: torch.dtype) -> None
     interpreted = statistics_of(*batches)
     assert interpreted._on_gpu
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(accumulator, "_is_gpu", lambda _device: False)
+        patch.setattr(length_accumulator, "_is_gpu", lambda _device: False)
         compiled = statistics_of(*batches)
     assert not compiled._on_gpu
     assert same(interpreted.cells(), compiled.cells())
@@ -171,7 +173,7 @@ def test_the_kernel_compiles_for_a_gpu_and_rounds_each_product(capability: int, 
 
     rows, placed = torch.zeros(1, NEURONS), PlacedTokens(*[np.zeros(1, np.int64)] * 2)
     placed = dataclasses.replace(placed, by_cell=(torch.zeros(1),) * 4)
-    accumulator._add_triton(Recorded(), rows, placed)
+    length_accumulator._add_triton(Recorded(), rows, placed)
     (options,) = launches
     fusion = options.pop("enable_fp_fusion")
     types = {"values": f"*{dtype}", "pivot": "*fp32", "histogram": "*i64", "neurons": "i32"}
@@ -194,7 +196,7 @@ def test_where_triton_cannot_compile_the_fix_is_told(monkeypatch: pytest.MonkeyP
             raise RuntimeError("Failed to find C compiler.")
 
     monkeypatch.setattr(type(driver), "active", Active(), raising=False)
-    accumulator._triton.cache_clear()
+    length_accumulator._triton.cache_clear()
     with pytest.raises(InputError, match="fails here .Failed to find C comp.*install gcc.*--no-st"):
         LengthStatistics(VOCABULARY, layers=["MLP_0"], neurons=1, device=torch.device("cuda"))
 

@@ -31,7 +31,9 @@ from neoscope.model.hooks import stream
 from neoscope.model.loading import gpu_count, pick_device
 from neoscope.model.memory import translate_out_of_memory
 from neoscope.pipeline import memory, stored_batch
-from neoscope.pipeline.environment import (
+from neoscope.pipeline.inputs import Inputs, of_partition, prepare
+from neoscope.pipeline.layer_writer import LayerWriter, put_array
+from neoscope.pipeline.provenance import (
     describe_environment,
     keep_memory_flat,
     return_freed_memory,

@@ -166,7 +166,7 @@ def _triton() -> Add:
     try:
         from triton.runtime import driver
 
-        from neoscope.statistics import gpu_kernels
+        from neoscope.statistics import length_gpu_kernels
 
         driver.active.get_current_device()
     except (ImportError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
@@ -174,7 +174,7 @@ def _triton() -> Add:
             f"statistics on a GPU are compiled by Triton, which fails here ({error}): it needs a C "
             "compiler and Python's headers (apt-get install gcc python3-dev), or use --no-statistics"
         ) from None
-    return functools.partial(_add_triton, gpu_kernels.accumulate)
+    return functools.partial(_add_triton, length_gpu_kernels.accumulate)
 
 
 def _add_triton(

@@ -26,7 +26,7 @@ from neoscope.commands.recompute import TOLERANCE
 from neoscope.model.hooks import capture
 from neoscope.model.loading import load_model
 from neoscope.spec import PRECISIONS, Precision, Weights
-from neoscope.statistics.accumulator import LengthStatistics
+from neoscope.statistics.length_accumulator import LengthStatistics
 
 SEQUENCES, POSITIONS = 4, 512  # twice GPT-Neo's window
 LENGTHS = np.arange(13, dtype=np.uint16)  # of a token; 0 is special

@@ -16,7 +16,7 @@ from neoscope.commands.gpu_check.checks import Subject, check
 from neoscope.errors import CheckError
 from neoscope.model import numerics
 from neoscope.model.loading import pick_device
-from neoscope.pipeline.environment import describe_environment
+from neoscope.pipeline.provenance import describe_environment
 
 MODELS = ("gpt-neo-125m", "gpt-neo-1.3B")
 

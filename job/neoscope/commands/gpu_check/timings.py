@@ -22,7 +22,7 @@ from neoscope.model import numerics
 from neoscope.model.hooks import stream
 from neoscope.pipeline.layer_writer import LayerWriter
 from neoscope.spec import LAYER, RunSpec
-from neoscope.statistics.accumulator import LengthStatistics
+from neoscope.statistics.length_accumulator import LengthStatistics
 from neoscope.storage.store import Store
 
 SEQUENCES, POSITIONS = 16, 512

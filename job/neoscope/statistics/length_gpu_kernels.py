@@ -1,8 +1,8 @@
 """The pass over values that must cost next to nothing on a GPU, compiled by Triton.
 
-In: values on the GPU, their tokens sorted by cell. Out: sums and histograms, added to in place. It does in
-one read what `kernels.accumulate` does on a CPU, to the last bit: each sum is of one thread, in the order
-of the tokens, and a product is rounded before it is added.
+In: values on the GPU, their tokens sorted by cell. Out: sums and histograms, added to in place. It does
+in one read what `length_kernels.accumulate` does on a CPU, to the last bit: each sum is of one thread, in
+the order of the tokens, and a product is rounded before it is added.
 """
 
 from __future__ import annotations
