@@ -26,10 +26,11 @@ from neoscope.format.claim import put_claim
 from neoscope.format.layout import TOKEN_IDS, TOKEN_LENGTH, statistics_key
 from neoscope.format.statistics import last_state, put_cells
 from neoscope.format.vocabulary import vocabulary_content
-from neoscope.model import memory
+from neoscope.model import numerics
 from neoscope.model.hooks import stream
 from neoscope.model.loading import gpu_count, pick_device
-from neoscope.pipeline import stored_batch
+from neoscope.model.memory import translate_out_of_memory
+from neoscope.pipeline import memory, stored_batch
 from neoscope.pipeline.inputs import Inputs, of_partition, prepare
 from neoscope.pipeline.layer_writer import LayerWriter, put_array
 from neoscope.pipeline.provenance import (
@@ -41,7 +42,7 @@ from neoscope.pipeline.stored_batch import StoredBatch
 from neoscope.pipeline.worker import Rank, own_device
 from neoscope.progress import Progress
 from neoscope.spec import LAYER, RunSpec
-from neoscope.statistics.length_accumulator import LengthStatistics
+from neoscope.statistics.length_accumulator import LengthStatistics, PlacedTokens
 from neoscope.statistics.length_cells import Cells
 from neoscope.statistics.token_lengths import histogram
 from neoscope.storage.store import Store
@@ -67,10 +68,14 @@ def store_partitions(
     """
     keep_memory_flat()
     target = pick_device(own_device(device, local, gpu_count()))
-    if target.type == "cuda":
-        # Pinned memory is of the current device, which is the first where nothing is said.
-        torch.cuda.set_device(target)
-    start = _Start(spec, store, text_paths, target, describe_environment(target), progress)
+    numerics.check_environment(target)
+    numerics.fix_workspace(target)
+    with translate_out_of_memory(lambda: memory.ran_out(spec)):  # where CUDA takes its own
+        if target.type == "cuda":
+            # Pinned memory is of the current device, which is the first where nothing is said.
+            torch.cuda.set_device(target)
+        environment = describe_environment(target)
+    start = _Start(spec, store, text_paths, target, environment, progress)
     # It takes a second to compile: beside the text and the weights, not in the first layer's hook.
     threading.Thread(
         target=importlib.import_module, args=["neoscope.statistics.length_kernels"], daemon=True
@@ -144,6 +149,8 @@ def _store_partition(
     progress.begin("capturing", layers * spec.sequences // spec.pass_sequences, "layers")
     schemas = schemas_of(claim)
     with ExitStack() as stack:
+        # From the pinned buffers to the last copy.
+        stack.enter_context(translate_out_of_memory(lambda: memory.ran_out(spec)))
         writer = None
         if spec.arrays:
             layer = next(iter(schemas.values()))
@@ -223,26 +230,31 @@ def _store_batch(
         batch = next(prepared.batches)
     token_lengths = prepared.lengths[batch.token_ids]
 
-    def take(sequences: slice, name: str, values: torch.Tensor) -> None:
+    def take(
+        sequences: slice, placed: PlacedTokens | None, name: str, values: torch.Tensor
+    ) -> None:
         if writer:
             schema = work.schemas[name]
             writer.write(schema, batch_of_run, values, record, first=sequences.start)
-        if statistics:
+        if statistics and placed:
             with _timed(timings, "statistics"):
-                statistics.add(name, values.to(dtype), token_lengths[sequences])
+                statistics.add(name, values.to(dtype), placed)
         work.progress.advance(f"batch {number + 1} of {spec.batches}, {name}")
 
-    with _timed(timings, "capture"), memory.translate_out_of_memory_of_pass(spec):
+    with _timed(timings, "capture"):
         for first in range(0, spec.sequences, spec.pass_sequences):
             sequences = slice(first, first + spec.pass_sequences)
+            placed = statistics.place(token_lengths[sequences]) if statistics else None
             stream(
                 prepared.loaded.model,
                 batch.token_ids[sequences],
-                [functools.partial(take, sequences)],
+                [functools.partial(take, sequences, placed)],
                 forward=spec.forward,
                 point=prepared.point,
                 layers=spec.layers,
             )
+        if statistics:
+            statistics.check()
     with _timed(timings, "store"):
         stored = writer.finish() if writer else {}
         for name, values in ((TOKEN_IDS, batch.token_ids), (TOKEN_LENGTH, token_lengths)):
