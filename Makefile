@@ -90,10 +90,10 @@ test-k8s: $(READY) ## Tries k8s/overlays/local on the cluster that kubectl point
 	@$(BIN)/python -m pytest tests/deploy/cluster.py --timeout 1200 $(ARGS)
 
 lock: $(UV) ## Pins what pyproject.toml asks for in requirements/ (ARGS=--upgrade for the newest)
-	@$(COMPILE) pyproject.toml --output-file requirements/job.txt
-	@$(COMPILE) pyproject.toml --extra dev --constraints requirements/job.txt \
+	@$(COMPILE) pyproject.toml --extra run --output-file requirements/job.txt
+	@$(COMPILE) pyproject.toml --extra run --extra docs --extra dev --constraints requirements/job.txt \
 		--output-file requirements/dev.txt
-	@$(COMPILE) pyproject.toml --extra bench --output-file requirements/bench.txt
+	@$(COMPILE) pyproject.toml --extra run --extra bench --output-file requirements/bench.txt
 	@$(COMPILE) requirements/local.in --output-file requirements/local.txt
 	@$(COMPILE) requirements/uv.in --output-file requirements/uv.txt
 

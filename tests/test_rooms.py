@@ -11,10 +11,11 @@ from support.command import ROOT
 
 PACKAGE = ROOT / "job" / "neoscope"
 BELOW = {"errors", "arguments", "spec", "storage", "statistics"}
-EVERY = {*BELOW, "progress", "hub", "text", "model", "format", "reading", "pipeline", "commands"}
+EVERY = {*BELOW, "extra", "progress", "hub", "text", "model", "format", "reading", "pipeline", "commands"}
 ROOMS = {
     "errors": set[str](),
     "arguments": {"errors"},
+    "extra": {"errors"},
     "progress": set[str](),
     "hub": {"errors"},
     "spec": {"errors", "arguments"},

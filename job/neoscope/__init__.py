@@ -43,6 +43,8 @@ _HOMES = {
     "run": "pipeline.run",
     "tokenize": "text.tokenizing",
 }
+# What computes something: torch and transformers, which reading a run does not need.
+_MAKING = {"capture", "load_model", "load_tokenizer", "tokenize"}
 
 
 def __getattr__(name: str) -> Any:
@@ -55,6 +57,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("neoscope.statistics.by_length")
     if name not in _HOMES:
         raise AttributeError(f"module 'neoscope' has no attribute {name!r}")
+    if name in _MAKING:
+        importlib.import_module("neoscope.extra").require_run(f"neoscope.{name}")
     return getattr(importlib.import_module(f"neoscope.{_HOMES[name]}"), name)
 
 

@@ -24,7 +24,7 @@ def check_device(device: str) -> None:
 
 
 def no_gpu() -> InputError:
-    return InputError("--device cuda: torch problems no GPU here; use --device cpu or auto")
+    return InputError("--device cuda: torch finds no GPU here; use --device cpu or auto")
 
 
 def _no_gpu() -> bool:

@@ -95,7 +95,7 @@ def pick_device(device: Any) -> torch.device:
     if word == "cuda" and int(number or 0) >= there:
         found = f"{there} GPUs" if there else "no GPU"
         raise InputError(
-            f"--device {device}: torch problems {found} here; use --device cpu or auto"
+            f"--device {device}: torch finds {found} here; use --device cpu or auto"
         )
     if word == "auto":
         return torch.device("cuda" if there else "cpu")

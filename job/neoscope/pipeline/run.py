@@ -16,6 +16,7 @@ from typing import Any
 
 from neoscope.arguments import check_choice, check_flag, check_name, check_number
 from neoscope.errors import InputError, UsageError
+from neoscope.extra import require_run
 from neoscope.format.claim import check_place
 from neoscope.format.layout import CLAIM
 from neoscope.format.manifest import read_manifest
@@ -118,6 +119,7 @@ def start(
     the fields of `RunSpec` by name, None where not given; `partition` is a number or `auto`;
     `device` is `auto`, `cpu` or `cuda`. Every error is a NeoscopeError with its exit code.
     """
+    require_run("neoscope run")
     spec = spec_of(options, text_paths)
     share = pick_partition(spec, partition)
     store = open_store(output, endpoint_url=endpoint_url, sign_payload=sign_payload, write=True)

@@ -31,7 +31,7 @@ ENDPOINT = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[^/:\s]+)(:\d+)?(/\S*)?")
 DIRECTORY_BUCKET = "--x-s3"  # the end of its name, which no other bucket may have
 GIVE_CREDENTIALS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
-    "or run where boto3 problems others"
+    "or run where boto3 finds others"
 )
 # A body of some MB on a slow uplink takes minutes; a connection that is not made in seconds is not made.
 BODY_TIMEOUT = timedelta(minutes=5)
@@ -70,14 +70,14 @@ class Asked:
 
 
 def open_bucket(
-    url: str, endpoint_url: str | None, *, sign_payload: bool, change: bool
+    url: str, endpoint_url: str | None, *, sign_payload: bool, change: bool, root: bool = False
 ) -> tuple[str, S3Store]:
     """The full URL of a place in a bucket that is seen to be there, and the store of it.
 
     Without credentials requests are not signed, as a public bucket takes them; not so with `change`.
     Raises InputError, UnavailableError, UsageError as `storage.open_store`.
     """
-    bucket, prefix = _bucket_and_prefix(url)
+    bucket, prefix = _bucket_and_prefix(url, root)
     if endpoint_url and not ENDPOINT.fullmatch(endpoint_url):
         shown = re.sub("//.*@", "//...@", endpoint_url)  # people write keys there
         raise UsageError(f"the endpoint {shown} is no URL: give http(s)://host:port")
@@ -96,7 +96,7 @@ def open_bucket(
     # Each of these is in the environment too, where obstore looks by itself and boto3 by other rules.
     backend = S3Store(
         bucket,
-        prefix=prefix,
+        prefix=prefix or None,
         aws_endpoint_url_s3=asked.endpoint(bucket),
         virtual_hosted_style_request=asked.in_host(bucket),
         region=asked.region,
@@ -109,10 +109,10 @@ def open_bucket(
     return f"s3://{bucket}/{prefix}", backend
 
 
-def _bucket_and_prefix(url: str) -> tuple[str, str]:
+def _bucket_and_prefix(url: str, root: bool) -> tuple[str, str]:
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     prefix = prefix.strip("/")
-    if not bucket or not prefix:
+    if not bucket or not (prefix or root):
         raise UsageError(
             f"{url} has no {'prefix' if bucket else 'bucket'}: give s3://bucket/prefix"
         )
@@ -125,7 +125,7 @@ def _bucket_and_prefix(url: str) -> tuple[str, str]:
 
 
 def _session() -> Session:
-    """botocore's session: profile, credentials and settings as boto3 problems them, and a region."""
+    """botocore's session: profile, credentials and settings as boto3 finds them, and a region."""
     from botocore.session import get_session
 
     session = get_session()
