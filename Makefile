@@ -9,15 +9,16 @@ MINIO := job/local/minio.py
 BENCH := .venv-bench
 # Two test processes: most of a test's time it waits. More would starve one another on a laptop.
 TWO := --numprocesses 2 --dist worksteal
-BENCHMARKS = forward storing memory process pull many commit large gpu
+BENCHMARKS = forward storing memory process pull many commit large checked network gpu
 IMAGE ?= localhost/neoscope:dev
 export IMAGE
 KUBECTL = kubectl $(if $(NAMESPACE),--namespace $(NAMESPACE))
 OVERLAY_DIR = k8s/$(if $(OVERLAY),overlays/$(OVERLAY),base)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run-local report stop-local test test-faults check bench lock clean \
-	image image-check run-docker k8s-run k8s-status k8s-logs k8s-delete test-k8s
+.PHONY: help setup run-local report stop-local test test-s3 test-faults check bench lock clean \
+	image image-check run-docker k8s-run k8s-status k8s-logs k8s-delete test-k8s \
+	slurm-run slurm-status test-slurm
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +43,11 @@ stop-local: ## Stops that MinIO; what is stored stays
 test: $(READY) ## Runs the tests (ARGS="-k storage")
 	@$(BIN)/python $(MINIO) get
 	@$(BIN)/python -m pytest $(TWO) $(ARGS)
+
+test-s3: $(READY) ## Runs the tests on S3 servers other than MinIO, built with Go once: four minutes
+	@$(BIN)/python $(MINIO) get
+	@nice $(BIN)/python tests/programs.py versitygw rclone
+	@$(BIN)/python -m pytest tests/test_servers.py $(ARGS)
 
 test-faults: $(READY) ## Runs the fault tests in full: hundreds of kills, a thousand flipped bits
 	@$(BIN)/python $(MINIO) get
@@ -89,6 +95,16 @@ k8s-delete: ## Deletes what k8s-run has made (OVERLAY, NAMESPACE); the run itsel
 test-k8s: $(READY) ## Tries k8s/overlays/local on the cluster that kubectl points at
 	@$(BIN)/python -m pytest tests/deploy/cluster.py --timeout 1200 $(ARGS)
 
+slurm-run: ## Submits slurm/neoscope.sbatch (ARGS="s3://... --partitions 64", SBATCH="--array=0-63%16")
+	@sbatch $(SBATCH) slurm/neoscope.sbatch $(ARGS)
+
+slurm-status: ## Shows your tasks, those that have ended lately too: state, restarts, time, node or reason
+	@squeue --me --name neoscope --array --states all --Format $(TASKS)
+
+test-slurm: $(READY) ## Tries slurm/neoscope.sbatch on a Slurm of one node that it starts (root, slurm-wlm)
+	@$(BIN)/python $(MINIO) get
+	@$(BIN)/python -m pytest tests/slurm/cluster.py --timeout 1200 -rs $(ARGS)
+
 lock: $(UV) ## Pins what pyproject.toml asks for in requirements/ (ARGS=--upgrade for the newest)
 	@$(COMPILE) pyproject.toml --extra run --output-file requirements/job.txt
 	@$(COMPILE) pyproject.toml --extra run --extra docs --extra dev --constraints requirements/job.txt \
@@ -104,6 +120,7 @@ clean: stop-local ## Removes .venv, the local store with all its runs, and cache
 VERSION = $$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 PODS = batch.kubernetes.io/job-name=neoscope
 CONDITIONS = {.status.conditions[?(@.status=="True")].type}
+TASKS = JobArrayID:16,State:14,RestartCnt:14,TimeUsed:14,ReasonList
 COLUMNS = POD:.metadata.name,NODE:.spec.nodeName,STATE:.status.phase,$\
 	MESSAGE:..terminated.message
 

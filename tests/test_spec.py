@@ -263,7 +263,7 @@ def another_value(option: click.Option) -> str:
         return "7"
     if option.is_flag:
         return "false" if option.secondary_opts else "true"
-    return "something"
+    return "cuda:7" if option.name == "device" else "something"
 
 
 @pytest.mark.parametrize("option", RUN_OPTIONS, ids=lambda option: option.name)
@@ -287,11 +287,11 @@ def test_an_option_on_the_command_line_wins_over_the_environment(
 ) -> None:
     if option.is_flag:
         return  # there is no word against it
-    without = option.type.choices[-1] if isinstance(option.type, click.Choice) else "0"
+    without = option.type.choices[-1] if isinstance(option.type, click.Choice) else "1"
     plain = str(option.default) if isinstance(option.default, (str, int)) else without
     monkeypatch.setenv(variable(option), another_value(option))
     found = parsed("run", "somewhere", option.opts[0], plain).params[str(option.name)]
-    assert found in (option.default, 0, without, (Path("0"),))
+    assert found in (option.default, 1, without, (Path("1"),))
 
 
 def test_the_output_can_be_set_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,8 +312,9 @@ def test_every_field_of_the_spec_is_an_option(monkeypatch: pytest.MonkeyPatch) -
     """And has its default there, so that the help tells the truth."""
     params = parsed("run", "somewhere").params
     fields = {field.name for field in dataclasses.fields(RunSpec)} - {"text"}
-    place = {"output", "text_paths", "partition", "device", "endpoint_url", "sign_payload"}
-    assert set(params) - place == fields
+    where = {"output", "text_paths", "partition", "workers", "device"}
+    where |= {"endpoint_url", "connections", "sign_payload"}
+    assert set(params) - where == fields
     given = {name: value for name, value in params.items() if name in fields}
     assert make_spec(**given) == RunSpec()
 

@@ -1,8 +1,9 @@
 """neoscope: what every MLP neuron of a language model does on real text.
 
 `capture(load_model(name), token_ids)` gives the activations of one pass; `run(output)` makes a run, as
-the command does; `open_run(url)` and `open_statistics(url)` open what it left, and `by_length` says
-what follows from statistics. Nothing heavy is imported before it is used.
+the command does; `open_run(url)` and `open_statistics(url)` open what it left, `by_length` says what
+follows from statistics, and `by_token` what goes with a property of tokens. Nothing heavy is imported
+before it is used.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from neoscope.model.hooks import capture
     from neoscope.model.loading import load_model
     from neoscope.pipeline.run import run
+    from neoscope.reading import by_token
     from neoscope.reading.dataset import open_run, open_statistics
     from neoscope.statistics import by_length
     from neoscope.text.tokenizing import load_tokenizer, tokenize
@@ -25,6 +27,7 @@ __all__ = [
     "NeoscopeError",
     "__version__",
     "by_length",
+    "by_token",
     "capture",
     "load_model",
     "load_tokenizer",
@@ -43,6 +46,10 @@ _HOMES = {
     "run": "pipeline.run",
     "tokenize": "text.tokenizing",
 }
+_MODULES = {
+    "by_length": "neoscope.statistics.by_length",
+    "by_token": "neoscope.reading.by_token",
+}
 # What computes something: torch and transformers, which reading a run does not need.
 _MAKING = {"capture", "load_model", "load_tokenizer", "tokenize"}
 
@@ -53,8 +60,8 @@ def __getattr__(name: str) -> Any:
 
     if name == "__version__":
         return metadata.version("neoscope")
-    if name == "by_length":
-        return importlib.import_module("neoscope.statistics.by_length")
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
     if name not in _HOMES:
         raise AttributeError(f"module 'neoscope' has no attribute {name!r}")
     if name in _MAKING:

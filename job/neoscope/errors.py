@@ -19,13 +19,13 @@ class UsageError(NeoscopeError):
 
 
 class InputError(NeoscopeError):
-    """Input that no retry cures: text, tokenizer, model, bucket, permission."""
+    """Invalid input; retrying will not help: text, tokenizer, model, bucket, permission."""
 
     exit_code = 3
 
 
 class ConflictError(NeoscopeError):
-    """The place already holds something else."""
+    """The destination already holds something else."""
 
     exit_code = 4
 

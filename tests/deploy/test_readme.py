@@ -1,4 +1,4 @@
-"""What the README says is what the command does."""
+"""What the README and docs/ say is what the command does."""
 
 from __future__ import annotations
 
@@ -68,6 +68,13 @@ EXAMPLES = [
 (CORRELATIONS,) = [code for code in EXAMPLES if "corr(" in code]
 (STATISTICS,) = [code for code in EXAMPLES if "open_statistics" in code]
 (ROWS,) = [code for code in EXAMPLES if "shuffled_rows" in code]
+DOCS = {
+    f"{path.stem}-{number}": code
+    for path in sorted((ROOT / "docs").glob("*.md"))
+    for number, code in enumerate(
+        re.findall(r"```python\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
+    )
+}
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +111,22 @@ def test_every_example_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     execute(code, run)
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_every_example_of_the_docs_runs(
+    name: str, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    execute(DOCS[name], run)
+
+
+def test_from_a_run_to_whether_it_is_length_takes_few_lines(run: str) -> None:
+    lines = [line for line in DOCS["is-it-length-0"].splitlines() if line.strip()]
+    assert len(lines) < 15
+    names, out = execute(DOCS["is-it-length-0"], run)
+    naive, honest = re.match(r"naive \|t\| (\S+), honest \|t\| (\S+)\n", out).groups()
+    assert float(naive) == round(float(abs(names["fit"].naive_t).median()), 1) > float(honest)
 
 
 def test_the_histograms_are_those_of_the_three_groups(

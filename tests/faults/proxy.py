@@ -7,6 +7,7 @@ for the command, and an account of every request. A client's connection carries 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 import re
 import socket
@@ -32,6 +33,8 @@ STALL = 1.0  # seconds
 # What can become of a request: an error is answered; the connection is reset before the store sees
 # the request; the answer is lost after the store has done it; it waits for STALL; the body is cut,
 # and the connection with it. `short` looks like an answer that is whole, and `hold` waits for the gate.
+# `flip` changes one bit of a body on its way to the store, `flip back` of one on its way from it; `swallow`
+# answers a put as S3 would, its ETag right, and keeps nothing.
 FAULTS = ("500", "503", "reset", "lost", "stall", "cut")
 
 
@@ -93,6 +96,8 @@ class Proxy:
             back.write(_refusal(*ANSWERS[fault]))
         elif fault in QUOTING:
             back.write(_refusal(*QUOTING[fault], quoting=head))
+        elif fault == "swallow":
+            back.write(_taken(body))
         elif fault == "reset":
             _reset(back)
         elif fault == "cut" and body:
@@ -103,7 +108,9 @@ class Proxy:
                 await asyncio.sleep(STALL)
             while fault == "hold" and not self.gate.is_set():
                 await asyncio.sleep(0.01)
-            first, content = await self._pass_on(head, body)
+            first, content = await self._pass_on(head, _flipped(body) if fault == "flip" else body)
+            if fault == "flip back":
+                content = _flipped(content)
             if fault == "lost":
                 return _reset(back)
             if fault in ("cut", "short"):
@@ -140,6 +147,19 @@ class Proxy:
 def _length(head: bytes) -> int:
     found = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
     return int(found[1]) if found else 0
+
+
+def _flipped(body: bytes) -> bytes:
+    """The same with one bit changed, in another place each time."""
+    changed = bytearray(body)
+    if changed:
+        changed[random.randrange(len(changed))] ^= 1 << random.randrange(8)
+    return bytes(changed)
+
+
+def _taken(body: bytes) -> bytes:
+    tag = hashlib.md5(body).hexdigest().encode()
+    return b'HTTP/1.1 200 OK\r\nETag: "%s"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n' % tag
 
 
 def _closing(head: bytes) -> bytes:

@@ -107,7 +107,7 @@ def test_a_body_that_is_cut_and_looks_whole_is_never_taken_for_whole_by_verify(
     chance: random.Random,
     tell: Tell,
 ) -> None:
-    count, cut = times(8, 100), 0
+    count, cut, again = times(8, 100), 0, 0
     keys = sorted(objects(stored))
     with proxied(endpoint) as proxy:
         for number in range(count):
@@ -119,12 +119,18 @@ def test_a_body_that_is_cut_and_looks_whole_is_never_taken_for_whole_by_verify(
                 proxy.plan = shortening(0.1, chance.randrange(10**6))
             proxy.requests.clear()
             ended = forks.run("verify", stored, "--endpoint-url", proxy.endpoint)
-            if proxy.faults["short"]:
-                cut += 1
-                assert ended.code in CODES_OF_A_FIND, (key, ended.out)
+            if ended.code == 0:  # what was cut was asked for again, and then came whole
+                asked = {
+                    request.key: request.fault for request in proxy.requests if not request.query
+                }
+                assert "short" not in asked.values()
+                assert not [r for r in proxy.requests if r.query and r.fault]
+                again += proxy.faults["short"] > 0
             else:
-                assert ended.code == 0
-    tell("verify got a shortened body", cut, f"{cut} found (exit 5 or 75)")
+                assert proxy.faults["short"] and ended.code in CODES_OF_A_FIND, (key, ended.out)
+                cut += 1
+    tell("verify got shortened bodies", cut, f"{cut} found (exit 5 or 75)")
+    tell("verify got shortened bodies, and then whole ones", again, "exit 0")
 
 
 def test_a_run_that_gets_shortened_bodies_never_commits_anything_else(

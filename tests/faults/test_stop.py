@@ -39,7 +39,7 @@ def stop(process: Process, number: signal.Signals = signal.SIGTERM) -> Ended:
 def check_one_line(err: str, number: signal.Signals = signal.SIGTERM) -> None:
     lines = [line for line in err.splitlines() if f"stopped by {number.name}" in line]
     assert len(lines) == 1
-    assert "The same command goes on" in lines[0]
+    assert "Rerun the same command" in lines[0]
     assert "Traceback" not in err
 
 

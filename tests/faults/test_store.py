@@ -122,7 +122,7 @@ def test_minio_that_stays_away_is_told_in_one_line(
         minio.stop(tmp_path, signal.SIGKILL)
         ended = process.wait(500)
         assert ended.code == 75
-        assert "run the same command again" in one_line(ended)
+        assert "rerun the same command" in one_line(ended)
         minio.start(tmp_path)
         assert "manifest.json" not in objects(place)
         assert forks.run("run", place, *arguments).code == 0

@@ -232,7 +232,9 @@ def test_a_selection_has_token_text_for_every_reader(run: str, tmp_path: Path) -
 def test_a_selection_that_was_broken_off_is_refused_in_one_line(run: str, tmp_path: Path) -> None:
     pull(run, tmp_path, "--layers", "1")
     (tmp_path / "activations.zarr/zarr.json").unlink()
-    with pytest.raises(InputError, match="broken off: the same neoscope pull finishes it"):
+    with pytest.raises(
+        InputError, match="is incomplete: rerun the same neoscope pull to finish it"
+    ):
         open_run(str(tmp_path))
     pull(run, tmp_path, "--layers", "1")
     assert "MLP_1" in open_run(str(tmp_path))

@@ -42,7 +42,9 @@ def refused(done: Finished, place: str, before: dict[str, object], *words: str) 
 def test_a_run_does_not_go_among_other_objects(place: str, small_run: list[str]) -> None:
     put(place, "src/main.c", b"int main() {}")
     before = listing(place)
-    refused(invoke("run", place, *small_run), place, before, "src/main.c", "give an empty place")
+    refused(
+        invoke("run", place, *small_run), place, before, "src/main.c", "give an empty destination"
+    )
 
 
 def test_a_run_does_not_go_over_a_selection_nor_a_selection_over_a_run(
@@ -150,8 +152,8 @@ def test_workers_of_one_run_that_start_at_once_share_the_place(
 
     def worker(number: int) -> None:
         barrier.wait()
-        places.check_place(store, CLAIM)
-        there = places.take_place(store, CLAIM, b"%d" % number)
+        places.check_destination(store, CLAIM)
+        there = places.take_destination(store, CLAIM, b"%d" % number)
         store.put(f"chunks/{number}", b"values")
         found.append(there)
 

@@ -31,7 +31,7 @@ def record() -> dict[str, Any]:
             "MLP_0": {"chunks": [{"key": key, "size": 20, "digest": DIGEST}], "summary": summary}
         },
         "documents": [{"id": "naïve", "tokens": 9, "start": 0, "stop": 4}],
-        "position": {"stream": {"index": 0}, "offset": 4},
+        "resume_state": {"stream": {"index": 0}, "offset": 4},
         "length_histogram": {"1": 3, "12": 1},
         "special_tokens": 0,
         "read_back": {"MLP_0": key},
@@ -107,7 +107,7 @@ def test_the_content_digest_leaves_out_what_differs_between_two_runs(
     before = load(sealed_json.dump("record", record))
     record["timings"] = {"capture": 9.0, "store": 1.0}
     record["environment"]["device"] = "another"
-    record["position"]["stream"] = {"the same place": "in other words"}
+    record["resume_state"]["stream"] = {"the same place": "in other words"}
     record["tags"] = {"activations.zarr/MLP_0/c/0/0/0": "etag"}
     after = load(sealed_json.dump("record", record))
     assert after["content_digest"] == before["content_digest"]
@@ -126,7 +126,7 @@ def test_the_content_digest_covers_everything_else(record: dict[str, Any]) -> No
         "special_tokens": 1,
         "read_back": {},
     }
-    assert changes.keys() == record.keys() - {"tags", "environment", "timings", "position"}
+    assert changes.keys() == record.keys() - {"tags", "environment", "timings", "resume_state"}
     for name, value in changes.items():
         changed = load(sealed_json.dump("record", {**record, name: value}))
         assert changed["content_digest"] != before, name
@@ -134,7 +134,7 @@ def test_the_content_digest_covers_everything_else(record: dict[str, Any]) -> No
 
 def test_the_content_digest_is_that_of_the_published_form(record: dict[str, Any]) -> None:
     document = load(sealed_json.dump("record", record))
-    left_out = {"seal", "content_digest", "environment", "position", "tags", "timings"}
+    left_out = {"seal", "content_digest", "environment", "resume_state", "tags", "timings"}
     content = {name: value for name, value in document.items() if name not in left_out}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     assert document["content_digest"] == hashlib.sha256(text.encode()).hexdigest()
@@ -144,7 +144,7 @@ def test_a_forged_content_with_a_seal_that_fits_is_found(record: dict[str, Any])
     body = sealed_json.dump("record", record).replace(
         b'"special_tokens": 0', b'"special_tokens": 1'
     )
-    with pytest.raises(CheckError, match="content digest does not fit"):
+    with pytest.raises(CheckError, match="content digest does not match"):
         load(reseal(body))
 
 
@@ -165,7 +165,7 @@ def broken(record: dict[str, Any]) -> list[dict[str, Any]]:
         (["arrays", "MLP_0", "summary", "nonfinite"], 1),
         (["arrays", "MLP_0", "summary", "count"], 0),
         (["documents", 0, "stop"], None),
-        (["position", "offset"], -1),
+        (["resume_state", "offset"], -1),
         (["length_histogram", "0"], 1),
         (["length_histogram", "1"], 0),
         (["timings", "capture"], -1),

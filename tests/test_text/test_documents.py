@@ -131,11 +131,11 @@ def test_reading_goes_on_exactly_where_a_written_down_place_says(
         for number, name in enumerate(names)
     ]
     found = documents(paths)
-    places = [json.dumps(found.position())]
+    places = [json.dumps(found.resume_state())]
     while found.next():
-        places.append(json.dumps(found.position()))
+        places.append(json.dumps(found.resume_state()))
     for read in (0, 1, 9, 10, 11, 20, 39, 40):
-        again = documents(paths, position=json.loads(places[read]))
+        again = documents(paths, resume_state=json.loads(places[read]))
         assert rest(again) == EXPECTED[read:]
 
 
@@ -149,10 +149,10 @@ def test_a_place_found_after_going_on_is_as_good_as_any(
     found = documents([path])
     for _ in range(start):
         found.next()
-    again = documents([path], position=json.loads(json.dumps(found.position())))
+    again = documents([path], resume_state=json.loads(json.dumps(found.resume_state())))
     for read in range(start, start + 5):
-        place = json.loads(json.dumps(again.position()))
-        assert rest(documents([path], position=place)) == EXPECTED[read:]
+        place = json.loads(json.dumps(again.resume_state()))
+        assert rest(documents([path], resume_state=place)) == EXPECTED[read:]
         again.next()
 
 
@@ -161,8 +161,8 @@ def test_a_document_without_an_id_keeps_its_number_after_going_on(tmp_path: Path
     found = documents([path])
     found.next()
     found.next()
-    place = json.loads(json.dumps(found.position()))
-    assert rest(documents([path], position=place)) == [("#2", "c"), ("#3", "d")]
+    place = json.loads(json.dumps(found.resume_state()))
+    assert rest(documents([path], resume_state=place)) == [("#2", "c"), ("#3", "d")]
 
 
 @pytest.mark.parametrize("partitions", [1, 2, 3, 4])
@@ -183,8 +183,8 @@ def test_a_share_goes_on_where_its_place_says(tmp_path: Path) -> None:
     found = documents([path], **share)
     for _ in range(7):
         found.next()
-    place = json.loads(json.dumps(found.position()))
-    assert rest(documents([path], **share, position=place)) == EXPECTED[27:]
+    place = json.loads(json.dumps(found.resume_state()))
+    assert rest(documents([path], **share, resume_state=place)) == EXPECTED[27:]
 
 
 @pytest.mark.parametrize(("name", "possible"), [("a.parquet", "4 parts"), ("a.jsonl", "1 part")])

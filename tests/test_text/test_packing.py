@@ -30,7 +30,7 @@ class Listed:
         self.read += 1
         return f"document {self.read - 1}", self.texts[self.read - 1]
 
-    def position(self) -> dict[str, Any]:
+    def resume_state(self) -> dict[str, Any]:
         return {"read": self.read}
 
 
@@ -110,29 +110,29 @@ def test_going_on_from_any_position_gives_the_same_batches(
 ) -> None:
     found = pack(texts, sequences, positions, separator)
     for number, batch in enumerate(found, start=1):
-        place = json.loads(json.dumps(batch.position))
+        place = json.loads(json.dumps(batch.resume_state))
         rest = pack(texts, sequences, positions, separator, after=place)
         assert len(rest) == len(found) - number
         for again, before in zip(rest, found[number:], strict=True):
             np.testing.assert_array_equal(again.token_ids, before.token_ids)
             assert again.documents == before.documents
-            assert again.position == before.position
+            assert again.resume_state == before.resume_state
 
 
 def test_a_cut_document_goes_on_in_the_next_batch() -> None:
     first, second = pack(["abc", "defgh"], 2, 2, None)
     assert first.token_ids.tolist() == [[97, 98], [99, 100]]
     assert first.documents == (Span("document 0", 3, 0, 3), Span("document 1", 5, 0, 1))
-    assert first.position == {"stream": {"read": 1}, "offset": 1}
+    assert first.resume_state == {"stream": {"read": 1}, "offset": 1}
     assert second.token_ids.tolist() == [[101, 102], [103, 104]]
     assert second.documents == (Span("document 1", 5, 1, 5),)
-    assert second.position == {"stream": {"read": 2}, "offset": 0}
+    assert second.resume_state == {"stream": {"read": 2}, "offset": 0}
 
 
 def test_one_document_can_fill_many_batches() -> None:
     found = pack(["abcdefg"], 1, 2, None)
     assert [batch.token_ids.tolist() for batch in found] == [[[97, 98]], [[99, 100]], [[101, 102]]]
-    assert [batch.position["offset"] for batch in found] == [2, 4, 6]
+    assert [batch.resume_state["offset"] for batch in found] == [2, 4, 6]
 
 
 def test_a_separator_ends_every_document_even_an_empty_one() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from neoscope.commands.options import (
+    connections_option,
     device_option,
     endpoint_option,
     option,
@@ -27,8 +28,8 @@ EXIT_CODES = """\b
 Exit codes:
   0    done (or already done)
   2    wrong usage, or options that do not fit together
-  3    bad input that no retry cures: text, tokenizer, model, bucket, access
-  4    the place already holds another run or something else, or lies in a run
+  3    invalid input; retrying will not help: text, tokenizer, model, bucket, access
+  4    the destination holds another run or something else, or lies in a run
   5    a check failed; nothing was committed
   75   storage or the Hub did not answer: the same command may succeed later
   130  interrupted (SIGINT); 143  stopped (SIGTERM)
@@ -50,25 +51,36 @@ def cli() -> None:
 @spec_options
 @option(
     "--partition",
-    metavar="NUMBER|auto",
+    metavar="NUMBERS|auto",
     default="0",
     show_default=True,
-    help="This worker's partition, from 0; auto takes JOB_COMPLETION_INDEX.",
+    help="The partitions to make here, from 0, such as 3 or 0,2,5-7. auto takes this worker's share by "
+    "the numbers that Kubernetes, Slurm, SkyPilot, torchrun or srun set.",
+)
+@option(
+    "--workers",
+    type=click.IntRange(1),
+    metavar="N",
+    help="With --partition auto, the number of tasks where none of them is told it: the pods of a "
+    "Kubernetes Job.  [default: a worker for each partition]",
 )
 @device_option
 @endpoint_option
+@connections_option
 @option(
     "--sign-payload",
     is_flag=True,
-    help="Sign the bodies of requests too, for storage that insists; by default each chunk's own "
-    "checksum guards it, which costs a third of the processor time.",
+    help="Sign the bodies of requests too, for storage that insists. Bodies are checked in any case, "
+    "for less processor time.",
 )
 def run(
     output: str,
     text_paths: tuple[Path, ...],
     partition: str,
+    workers: int | None,
     device: str,
     endpoint_url: str | None,
+    connections: int | None,
     sign_payload: bool,
     **options: Any,
 ) -> None:
@@ -76,8 +88,8 @@ def run(
 
     OUTPUT is s3://bucket/prefix or a local folder. The defaults take the first 8192 tokens of
     FineWeb as 16 sequences of 512, run GPT-Neo 125M once, and leave twelve arrays of
-    16 x 512 x 3072 (1.2 GB) and a manifest. The same command again finishes
-    what was broken off, or says that all is there.
+    16 x 512 x 3072 (1.2 GB) and a manifest. Rerun the same command to finish an
+    interrupted run; of a whole one it says that all is there.
     """
     from neoscope.commands.summary import summary
     from neoscope.pipeline.run import start
@@ -90,14 +102,18 @@ def run(
         output,
         options,
         partition=partition,
+        workers=workers,
         text_paths=list(text_paths),
         device=device,
         endpoint_url=endpoint_url,
+        connections=connections,
         sign_payload=sign_payload,
         progress=progress,
     )
     if manifest is None:
-        click.echo(f"this partition is stored; others are missing: neoscope status {url}")
+        click.echo(
+            f"this worker's partitions are stored; others are missing: neoscope status {url}"
+        )
     else:
         click.echo(summary(manifest, url, endpoint_url))
 
@@ -123,7 +139,7 @@ def fetch_command(**options: Any) -> None:
 @output_argument
 @endpoint_option
 def status_command(output: str, endpoint_url: str | None) -> None:
-    """Tell how far a run is: batches by partition, and whether it is committed."""
+    """Show a run's progress: batches by partition, and whether it is committed."""
     from neoscope.reading.status import status
     from neoscope.storage.store import open_store
 
@@ -171,6 +187,7 @@ def list_command(place: str, depth: int, as_objects: bool, endpoint_url: str | N
 @cli.command(name="verify", epilog=EXIT_CODES)
 @output_argument
 @endpoint_option
+@connections_option
 @option(
     "--recompute",
     metavar="N",
@@ -192,6 +209,7 @@ def list_command(place: str, depth: int, as_objects: bool, endpoint_url: str | N
 def verify_command(
     output: str,
     endpoint_url: str | None,
+    connections: int | None,
     recompute: int | None,
     text: bool,
     text_paths: tuple[Path, ...],
@@ -210,6 +228,7 @@ def verify_command(
     store = open_store(output, endpoint_url=endpoint_url)
     paths = list(text_paths)
     check_request(store, recompute=recompute, text=text, text_paths=paths)
+    store.use_connections(connections)
     progress = Progress()
     checked = verify(store, progress)
     problems = list(checked.problems)
@@ -252,6 +271,7 @@ def verify_command(
     help="safetensors is one file a layer, and one for the tokens, in a local folder.",
 )
 @endpoint_option
+@connections_option
 def pull_command(
     output: str,
     dest: str,
@@ -260,36 +280,40 @@ def pull_command(
     neurons: str | None,
     form: str,
     endpoint_url: str | None,
+    connections: int | None,
 ) -> None:
     """Bring a run from OUTPUT to DEST: a folder, or s3://bucket/prefix on the same endpoint.
 
     Without options DEST becomes a run of its own, which `verify` holds against the same digests. A
-    selection becomes one plain Zarr group, DEST/activations.zarr. The same command again goes on
-    where it was broken off.
+    selection becomes one plain Zarr group, DEST/activations.zarr. Rerun the same command
+    to resume.
     """
     from neoscope.commands.opening import opening_of
     from neoscope.commands.pull.pull import pull
     from neoscope.progress import Progress
     from neoscope.storage.store import open_store
 
-    place = open_store(dest, endpoint_url=endpoint_url, write=True)
+    source = open_store(output, endpoint_url=endpoint_url)
+    destination = open_store(dest, endpoint_url=endpoint_url, write=True)
+    source.use_connections(connections)
+    destination.use_connections(connections)
     said = pull(
-        open_store(output, endpoint_url=endpoint_url),
-        place,
+        source,
+        destination,
         layers=layers,
         sequences=sequences,
         neurons=neurons,
         form=form,
         progress=Progress(),
     )
-    click.echo("\n".join([said, *opening_of(place, endpoint_url)]))
+    click.echo("\n".join([said, *opening_of(destination, endpoint_url)]))
 
 
 @cli.command(name="plan", epilog=EXIT_CODES)
 @spec_options
 @rate_options
 def plan_command(text_paths: tuple[Path, ...], **options: Any) -> None:
-    """Tell what `neoscope run` with the same options will leave and take, and compute nothing.
+    """Show what `neoscope run` with the same options will store and need, and compute nothing.
 
     Bytes of arrays, objects and requests are exact but for compression. Rates give time and price: give those
     of your machines and your storage. The shapes of the three GPT-Neo are known without the Hub.

@@ -62,7 +62,7 @@ def invoke(arguments: list[str]) -> int:
 def _stop(number: int, _frame: FrameType | None) -> None:
     name = signal.Signals(number).name
     print(
-        f"\nneoscope: stopped by {name}; nothing is half-written. The same command goes on "
+        f"\nneoscope: stopped by {name}; nothing is half-written. Rerun the same command to "
         "from the last record.",
         file=sys.stderr,
     )

@@ -1,4 +1,4 @@
-"""The lines of Python that open what lies at a place: a run, a selection of one, or its safetensors.
+"""The lines of Python that open what a URL holds: a run, a selection of one, or its safetensors.
 
 In: a store, or a manifest. Out: lines of text. It opens nothing.
 """

@@ -5,6 +5,7 @@ In: nothing. Out: decorators for Click's commands. It does not know what the com
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from neoscope.spec import FINEWEB, FINEWEB_CONFIG, GPT_NEO_125M, SAMPLE
+from neoscope.storage.connections import FIRST
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -33,12 +35,34 @@ endpoint_option = option(
     "AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, the profile, AWS]",
 )
 
+connections_option = option(
+    "--connections",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Bodies on their way to or from the storage at a time.  [default: as many as make it faster, "
+    f"from {FIRST} on]",
+)
+
+
+class Device(click.ParamType[str]):
+    """`auto`, `cpu`, `cuda`, or one GPU of several as `cuda:N`."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", value, re.ASCII):
+            self.fail(f"{value!r} is no device: give auto, cpu, cuda or cuda:N", param, ctx)
+        return str(value)
+
+
 device_option = option(
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
+    type=Device(),
+    metavar="auto|cpu|cuda|cuda:N",
     default="auto",
     show_default=True,
-    help="Where to compute; auto is the GPU where there is one.",
+    help="Where to compute; auto is a GPU where there is one. Of several, a process that torchrun or "
+    "srun started takes the one of its number on the node.",
 )
 
 SPEC_OPTIONS = (
@@ -58,7 +82,7 @@ SPEC_OPTIONS = (
         help="Random weights have GPT-Neo's own initial distribution, and need no Hub for the three "
         "names above.",
     ),
-    option("--seed", type=click.IntRange(0), help="Of the random weights.  [default: 0]"),
+    option("--seed", type=click.IntRange(0), help="Seed for random weights.  [default: 0]"),
     option("--tokenizer", help="Name on the Hub or local folder.  [default: the model's own]"),
     option(
         "--dataset",
@@ -87,7 +111,7 @@ SPEC_OPTIONS = (
         type=int,
         default=1,
         show_default=True,
-        help="Workers that share the run: each takes its own share of the text.",
+        help="Shares of the text, for as many workers or fewer: each share is made by itself.",
     ),
     option(
         "--batches",
@@ -137,21 +161,21 @@ SPEC_OPTIONS = (
         type=click.Choice(["float32", "bfloat16", "float16"]),
         default="float32",
         show_default=True,
-        help="Of weights and computation.",
+        help="Dtype of weights and computation.",
     ),
     option(
         "--store-dtype",
         type=click.Choice(["float32", "float16"]),
         default="float32",
         show_default=True,
-        help="Of the stored arrays: 4 or 2 bytes a value.",
+        help="Dtype of the stored arrays: 4 or 2 bytes a value.",
     ),
     option(
         "--compression",
         type=click.Choice(["none", "lz4"]),
         default="none",
         show_default=True,
-        help="Of the stored arrays; lz4 is lossless and stores float32 in 0.9 of its size.",
+        help="Compression of the stored arrays; lz4 is lossless and stores float32 in 0.9 of its size.",
     ),
     option(
         "--arrays/--no-arrays",

@@ -152,20 +152,18 @@ def _requests(spec: RunSpec, shape: Shape, schemas: dict[str, ArraySchema]) -> R
     chunks = sum(math.prod(schema.grid) for schema in schemas.values())
     layers = sum(name.startswith(LAYER) for name in schemas)
     workers, records, kept = spec.partitions, _records(spec), spec.statistics
+    # the claim; each worker its vocabulary; with each record a partition's statistics; at the end all
+    # metadata and the manifest
+    puts = 1 + workers + chunks + records * (1 + kept) + len(schemas) + 1
+    puts += kept * _statistics_objects(shape) + 1
     return Requests(
-        # the claim twice, to see that the store refuses the second; each worker its vocabulary; with
-        # each record a partition's statistics; at the end all metadata and the manifest
-        puts=2
-        + workers
-        + chunks
-        + records * (1 + kept)
-        + len(schemas)
-        + 1
-        + kept * _statistics_objects(shape)
-        + 1,
-        # bucket and claim, and a manifest where there is a claim; chunks read back; a record before its
-        # statistics are put; at the end records and statistics
-        gets=2 * workers
+        # the claim twice, to see that the store refuses the second; each worker's first with a wrong
+        # checksum, which the store refuses too
+        puts=puts + 1 + workers,
+        # what was put is looked up; bucket and claim, and a manifest where there is a claim; chunks read
+        # back; a record before its statistics are put; at the end records and statistics
+        gets=puts
+        + 2 * workers
         + (workers - 1)
         + layers * spec.total_batches
         + (1 + kept) * records

@@ -28,12 +28,11 @@ from neoscope.format.claim import left_by_system
 from neoscope.format.layout import FOLDERS, MANIFEST, REPORT
 from neoscope.format.manifest import manifest_content
 from neoscope.progress import Progress
-from neoscope.reading.inventory import Expected, Inventory, Problem, check_chunk, read_inventory
+from neoscope.reading.inventory import Expected, Inventory, Problem, read_chunk, read_inventory
 from neoscope.statistics import token_lengths
-from neoscope.storage.store import Store
+from neoscope.storage.store import REQUESTS_IN_FLIGHT, Store, again
 from neoscope.text.documents import describe_file
 
-READERS = 8  # chunks in memory at a time
 TOLD = 5  # names in a line
 NO_STATISTICS: dict[str, dict[str, Any]] = {"arrays": {}, "objects": {}}
 
@@ -57,7 +56,7 @@ def verify(store: Store, progress: Progress) -> Verified:
         raise InputError(f"there is no run at {store.url}")
     if MANIFEST not in there:
         missing = "is missing: the run is not committed"
-        return Verified([Problem(MANIFEST, missing, "run the same command again")])
+        return Verified([Problem(MANIFEST, missing, "rerun the same command")])
     try:
         run = read_inventory(store)
     except CheckError as error:
@@ -74,7 +73,7 @@ def verify(store: Store, progress: Progress) -> Verified:
     statistics = run.manifest.get("statistics", NO_STATISTICS)["objects"]
     for key in sorted(run.digests.keys() - statistics.keys()):
         if key in there or key not in run.superseded:
-            problems += filter(None, [run.find(key, store.read(key))])
+            problems += filter(None, [_find(store, run, key)])
     problems += _each_chunk(store, run, there, progress)
     if not problems:
         problems += _tokens(store, run)
@@ -145,6 +144,11 @@ def _check_text_files(described: dict[str, Any], paths: list[Path]) -> None:
         raise InputError(f"{'; '.join(differ)}: give the run's own files in their order")
 
 
+def _find(store: Store, run: Inventory, key: str) -> Problem | None:
+    """What is wrong with an object in the store, asked for again where it does not fit."""
+    return again(lambda: run.find(key, store.read(key)), lambda find: find is None)
+
+
 def _documents(store: Store, run: Inventory) -> Iterator[Problem]:
     """The manifest, and the digests that it has of Zarr metadata and statistics, against what claim,
     records and cells make of them."""
@@ -170,7 +174,8 @@ def _statistics(
     entry = run.manifest.get("statistics", NO_STATISTICS)
     if entry["arrays"] != merged:
         yield Problem(MANIFEST, "its statistics are not what the partitions' cells say")
-    bodies = {key: store.get(key) for key in sorted(entry["objects"])}
+    keys = sorted(entry["objects"])
+    bodies = {key: store.get(key, run.fits(key)) for key in keys}
     problems = [find for key, body in bodies.items() if (find := run.find(key, body))]
     yield from problems
     sound = {key: body for key, body in bodies.items() if body is not None}
@@ -185,7 +190,7 @@ def _each_chunk(
     there: Container[str],
     progress: Progress,
 ) -> list[Problem]:
-    """Read every chunk, `READERS` at a time."""
+    """Read every chunk, many at a time."""
 
     def check(key: str) -> Problem | None:
         find = (
@@ -195,14 +200,14 @@ def _each_chunk(
         return find
 
     progress.begin("verifying", len(run.chunks), "chunks")
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
         problems = [find for find in pool.map(check, run.chunks) if find is not None]
     progress.end()
     return problems
 
 
 def _chunk(store: Store, key: str, expected: Expected) -> Problem | None:
-    values = check_chunk(key, store.read(key), expected)
+    values = read_chunk(store, key, expected)
     if isinstance(values, Problem):
         return values
     if not np.isfinite(values).all():
@@ -213,7 +218,8 @@ def _chunk(store: Store, key: str, expected: Expected) -> Problem | None:
 def _tokens(store: Store, run: Inventory) -> Iterator[Problem]:
     """Token ids against the vocabulary, and token lengths against token ids. What was right a moment
     ago is held against its digest again: the way here may cut a body at any time."""
-    body = store.get(layout.VOCABULARY) or b""
+    key = layout.VOCABULARY
+    body = store.get(key, run.fits(key)) or b""
     if find := run.find(layout.VOCABULARY, body):
         yield find
         return
@@ -222,7 +228,7 @@ def _tokens(store: Store, run: Inventory) -> Iterator[Problem]:
     for said in run.tokens:
         counts = []
         for keys in zip(said.ids, said.lengths, strict=True):
-            ids, length = (check_chunk(key, store.read(key), run.chunks[key]) for key in keys)
+            ids, length = (read_chunk(store, key, run.chunks[key]) for key in keys)
             if isinstance(ids, Problem) or isinstance(length, Problem):
                 yield from (find for find in (ids, length) if isinstance(find, Problem))
                 return

@@ -55,7 +55,7 @@ class ArraySchema:
         return [self.key((first + index[0], *index[1:])) for index in np.ndindex(self.batch_grid)]
 
     def key(self, index: tuple[int, ...]) -> str:
-        """The key of the chunk at a place of the grid."""
+        """The key of the chunk at an index of the grid."""
         return f"{ACTIVATIONS}/{self.name}/c/{'/'.join(map(str, index))}"
 
     def to_json(self) -> dict[str, Any]:

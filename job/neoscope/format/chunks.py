@@ -92,7 +92,7 @@ def decode(schema: ArraySchema, body: bytes | memoryview) -> npt.NDArray[Any]:
     stored = np.frombuffer(body, np.uint8)
     values, checksum = stored[:-CHECKSUM_BYTES], stored[-CHECKSUM_BYTES:].tobytes()
     if google_crc32c.value(values).to_bytes(4, "little") != checksum:
-        raise ValueError("the checksum does not fit")
+        raise ValueError("checksum mismatch")
     if schema.compression != "none":
         try:
             values = np.frombuffer(numcodecs.Blosc().decode(values), np.uint8)
@@ -115,6 +115,11 @@ def stored_digest(schema: ArraySchema, body: bytes | memoryview | None) -> str |
         return digest(decode(schema, body))
     except ValueError:
         return None
+
+
+def holds(schema: ArraySchema, expected: str, body: bytes | memoryview | None) -> bool:
+    """Whether a stored chunk holds the values with this digest; not where it is missing or damaged."""
+    return stored_digest(schema, body) == expected
 
 
 def bytes_digest(body: bytes | memoryview) -> str:

@@ -1,6 +1,6 @@
-"""Taking a place: a run or a copy claims an empty place or its own, and nothing else.
+"""Taking a destination: a run or a copy claims an empty one or its own, and nothing else.
 
-In: a store and what is put there first of all. Out: what holds the place, or a ConflictError before a
+In: a store and what is put there first of all. Out: what holds the destination, or a ConflictError before a
 byte is written. What systems leave in folders of theirs does not count. It does not know what is put
 there afterwards.
 """
@@ -32,20 +32,20 @@ def left_by_system(key: str) -> bool:
     return any(SYSTEM.fullmatch(part) for part in key.split("/"))
 
 
-def check_place(store: Store, key: str) -> None:
-    """Raise ConflictError where a place lies in a run, or holds something and not `key`, which says
+def check_destination(store: Store, key: str) -> None:
+    """Raise ConflictError where a destination lies in a run, or holds something and not `key`, which says
     whose it is."""
     if _is_empty(store, key):
         for parent in store.parents():
             if _holds_run(parent):
                 raise ConflictError(
-                    f"{store.url} lies in the run at {parent.url}: give a place outside of it"
+                    f"{store.url} lies in the run at {parent.url}: give a destination outside of it"
                 )
 
 
-def take_place(store: Store, key: str, body: bytes) -> bytes:
-    """Put `body` under `key` first of all at a place; what is there now, which another worker may have
-    put at this moment. Raises ConflictError where the place holds anything else."""
+def take_destination(store: Store, key: str, body: bytes) -> bytes:
+    """Put `body` under `key` first of all at a destination; what is there now, which another worker may have
+    put at this moment. Raises ConflictError where it holds anything else."""
     if _is_empty(store, key):
         try:
             store.create(key, body)
@@ -59,14 +59,14 @@ def take_place(store: Store, key: str, body: bytes) -> bytes:
 
 
 def put_claim(store: Store, spec: RunSpec, resolved: dict[str, Any]) -> dict[str, Any]:
-    """Claim the place for a spec, or adopt the claim that another worker of the same spec put first.
+    """Claim the destination for a spec, or adopt the claim that another worker of the same spec put first.
 
     The claim is put a second time, which the store must refuse: the commit depends on that.
     """
     body = sealed_json.dump(
         "run", {"fingerprint": spec.fingerprint, "spec": spec.to_json(), **resolved}
     )
-    if take_place(store, CLAIM, body) != body:
+    if take_destination(store, CLAIM, body) != body:
         claim = read_claim(store, spec)
         if claim is None:
             raise UnavailableError(f"{store.url}/{CLAIM} vanished while it was read")
@@ -83,14 +83,14 @@ def put_claim(store: Store, spec: RunSpec, resolved: dict[str, Any]) -> dict[str
 
 
 def _is_empty(store: Store, key: str) -> bool:
-    """Whether nothing is at a place; False where it is taken with `key`, else ConflictError."""
+    """Whether nothing is at a destination; False where it is taken with `key`, else ConflictError."""
     half_put = re.compile(re.escape(key) + r"#\d+")  # by a worker that was killed
     other = store.first(lambda each: not (left_by_system(each) or half_put.fullmatch(each)))
     if other is None:
         return True
     if store.get(key) is None:
         raise ConflictError(
-            f"{store.url} holds other objects, {other} among them: give an empty place"
+            f"{store.url} holds other objects, {other} among them: give an empty destination"
         )
     return False
 

@@ -32,7 +32,7 @@ STATISTICS_DIMENSIONS = {
     "bin_right": ("bin",),
 }
 REPORT = "report.html"  # beside a run, and no part of what it says
-SELECTION = "selection.json"  # put first at a place that holds a part of a run
+SELECTION = "selection.json"  # put first where a part of a run goes
 RECORD_KEY = re.compile(rf"{RECORDS}/(\d{{5}})-(\d{{8}})\.json")
 STATISTICS_KEY = re.compile(rf"{PARTITION_STATISTICS}/\d{{5}}-\d{{8}}\.safetensors")
 ZARR_KEYS = r"(zarr\.json|{names}/zarr\.json|{names}/c(/\d+)+)"

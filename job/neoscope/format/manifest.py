@@ -22,8 +22,8 @@ from neoscope.storage.store import Store
 
 
 def read_manifest(store: Store) -> dict[str, Any] | None:
-    """The manifest of the run at a place, None where it is not committed."""
-    body = store.get(MANIFEST)
+    """The manifest of the run in a store, None where it is not committed."""
+    body = store.get(MANIFEST, sealed_json.intact)
     return None if body is None else sealed_json.load("manifest", body, f"{store.url}/{MANIFEST}")
 
 

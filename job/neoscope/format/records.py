@@ -7,6 +7,7 @@ where there is none yet. It does not know how values are computed, nor the commi
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,8 @@ from neoscope.errors import CheckError, ConflictError
 from neoscope.format import sealed_json
 from neoscope.format.layout import CLAIM, RECORD_KEY, RECORDS, record_key
 from neoscope.spec import RunSpec, differing_fields
-from neoscope.storage.store import Body, Store
+from neoscope.storage.integrity import Body, same
+from neoscope.storage.store import Store
 
 # Where no activations are stored; a record of each batch would be most of the work.
 BATCHES_A_RECORD = 64
@@ -28,11 +30,11 @@ def record_counts(spec: dict[str, Any]) -> list[int]:
 
 
 def read_claim(store: Store, spec: RunSpec | None = None) -> dict[str, Any] | None:
-    """The claim of the run at a place, None where there is none.
+    """The claim of the run in a store, None where there is none.
 
     Raises ConflictError where it is of another spec than the one given, naming the fields.
     """
-    body = store.get(CLAIM)
+    body = store.get(CLAIM, sealed_json.intact)
     if body is None:
         return None
     claim = sealed_json.load("run", body, f"{store.url}/{CLAIM}")
@@ -57,7 +59,7 @@ def check_resolved(store: Store, claim: dict[str, Any], resolved: dict[str, Any]
             raise ConflictError(
                 f"the {part} is no longer the one that the run at {store.url} began with: "
                 + "; ".join(fields)
-                + f"; bring it back, or begin anew after: neoscope delete {store.url}"
+                + f"; bring it back, or start over after: neoscope delete {store.url}"
             )
 
 
@@ -72,7 +74,11 @@ def put_record(
         store.create(key, body)
     except FileExistsError:
         mine = sealed_json.load("record", body, key)
-        theirs = sealed_json.load("record", store.get(key) or b"", f"{store.url}/{key}")
+        found = store.get(key, sealed_json.intact) or b""
+        if not sealed_json.intact(found):  # one that nobody can go on from, whoever put it
+            store.put(key, body)
+            return
+        theirs = sealed_json.load("record", found, f"{store.url}/{key}")
         if mine["content_digest"] != theirs["content_digest"]:
             raise CheckError(
                 f"{store.url}/{key} already records other values for this batch: two unlike machines "
@@ -89,15 +95,15 @@ def put_unrecorded(store: Store, key: str, body: Body, record: str) -> str | Non
 
 
 def _resolve_existing(store: Store, key: str, body: Body, record: str) -> str | None:
-    """Put an object where there is one, left by a start that was broken off or made by another
+    """Put an object where there is one, left by an interrupted start or made by another
     process at this moment; its tag.
 
     The same bytes stay. Other bytes are put over, but not once `record`, the record of their batch,
     is there: CheckError then. Where it came while ours were on their way, what it records is put
     back, so that no worker spoils what another has committed.
     """
-    there = store.get(key)
-    if there == bytes(body):
+    there = store.read(key, functools.partial(same, body))
+    if there is not None and same(body, there):
         with contextlib.suppress(FileNotFoundError):
             return store.tag(key)
         there = None
@@ -131,9 +137,15 @@ def stored_batch_counts(store: Store) -> dict[int, list[int]]:
     return found
 
 
-def last_record(store: Store, claim: dict[str, Any], partition: int) -> dict[str, Any] | None:
-    """All the state that a partition has: its last record, None where there is none."""
-    counts = stored_batch_counts(store).get(partition)
+def last_record(
+    store: Store,
+    claim: dict[str, Any],
+    partition: int,
+    stored: dict[int, list[int]] | None = None,
+) -> dict[str, Any] | None:
+    """All the state that a partition has: its last record, None where there is none. `stored` is what
+    `recorded` has found just now."""
+    counts = (stored_batch_counts(store) if stored is None else stored).get(partition)
     return read_record(store, claim, partition, counts[-1]) if counts else None
 
 
@@ -149,8 +161,10 @@ def read_record(
 ) -> dict[str, Any]:
     """One record, checked. Raises CheckError where it is damaged or of another run."""
     key = record_key(partition, batches)
-    record = sealed_json.load("record", store.get(key) or b"", f"{store.url}/{key}")
+    record = sealed_json.load(
+        "record", store.get(key, sealed_json.intact) or b"", f"{store.url}/{key}"
+    )
     found = (record["fingerprint"], record["partition"], record["batches"])
     if found != (claim["fingerprint"], partition, batches):
-        raise CheckError(f"{store.url}/{key} belongs to another run or place: delete the run")
+        raise CheckError(f"{store.url}/{key} belongs to another run or partition: delete the run")
     return record

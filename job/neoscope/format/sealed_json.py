@@ -2,7 +2,7 @@
 
 In: plain values. Out: bytes with two digests inside. `seal` is the SHA-256 of the document's own exact
 bytes with the 64 digits zeroed: a flipped bit anywhere shows, white space included. `content_digest`
-leaves out `seal` itself, `environment`, `timings`, store tags and the `position` of a record, which
+leaves out `seal` itself, `environment`, `timings`, store tags and the `resume_state` of a record, which
 `datasets` words differently after a restart: equal where two runs say the same.
 It does not know what the documents mean beyond their JSON Schemas.
 """
@@ -20,7 +20,7 @@ from neoscope.errors import CheckError
 from neoscope.spec import canonical_json
 
 # What differs between two runs of one spec, or between two machines, without being content.
-NOT_CONTENT = {"seal", "content_digest", "environment", "position", "tags", "timings"}
+NOT_CONTENT = {"seal", "content_digest", "environment", "resume_state", "tags", "timings"}
 SEAL = re.compile(rb'^  "seal": "([0-9a-f]{64})"', re.MULTILINE)
 ZEROS = b"0" * 64
 VERSION = 1  # of the contract, frozen
@@ -51,10 +51,8 @@ def dump(kind: str, document: dict[str, Any]) -> bytes:
 
 def load(kind: str, body: bytes, where: str) -> dict[str, Any]:
     """The document in `body`. Raises CheckError where seal, schema or digest do not hold."""
-    found = SEAL.search(body)
-    zeroed = body[: found.start(1)] + ZEROS + body[found.end(1) :] if found else body
-    if not found or hashlib.sha256(zeroed).hexdigest().encode() != found[1]:
-        raise CheckError(f"{where} is damaged: its seal does not fit its bytes; make the run anew")
+    if not intact(body):
+        raise CheckError(f"{where} is damaged: checksum mismatch; delete the run and run it again")
     document: dict[str, Any] = json.loads(body)
     problem = next(_validator(kind).iter_errors(document), None)
     if problem is not None:
@@ -62,8 +60,18 @@ def load(kind: str, body: bytes, where: str) -> dict[str, Any]:
             f"{where} is no {kind} that this version of neoscope knows: {problem.message}"
         )
     if document["content_digest"] != content_digest(document):
-        raise CheckError(f"{where} is damaged: its content digest does not fit; make the run anew")
+        raise CheckError(
+            f"{where} is damaged: its content digest does not match; delete the run and run it again"
+        )
     return document
+
+
+def intact(body: bytes | memoryview) -> bool:
+    """Whether a document's seal fits its bytes."""
+    body = bytes(body)
+    found = SEAL.search(body)
+    zeroed = body[: found.start(1)] + ZEROS + body[found.end(1) :] if found else body
+    return found is not None and hashlib.sha256(zeroed).hexdigest().encode() == found[1]
 
 
 @cache

@@ -35,7 +35,7 @@ DESCRIPTIONS = {
     "histogram": "Activations in bins [bin_left, bin_right); the first and the last bin are open.",
     "total": "Sum of the activations.",
     "squared_deviation": "Sum of the squares of the activations' differences from the mean of the "
-    "same layer, place, length and neuron.",
+    "same layer, first_position, length and neuron.",
     "layer": "Number of the model's layer.",
     "first_position": "Whether the token stands first in its sequence.",
     "length": "Characters of the token's own string, the leading space counted; a token that is part "
@@ -68,7 +68,7 @@ def put_cells(
     body = cells.dump()
     key = statistics_key(partition, batches)
     entry = {"key": key, "size": len(body), "digest": chunks.bytes_digest(body)}
-    record_body = store.get(record)
+    record_body = store.get(record, sealed_json.intact)
     if record_body is None:
         put_unrecorded(store, key, body, record)
     elif sealed_json.load("record", record_body, f"{store.url}/{record}")["statistics"] != entry:
@@ -77,10 +77,14 @@ def put_cells(
 
 
 def last_state(
-    store: Store, claim: dict[str, Any], partition: int
+    store: Store,
+    claim: dict[str, Any],
+    partition: int,
+    stored: dict[int, list[int]] | None = None,
 ) -> tuple[dict[str, Any] | None, Cells | None]:
-    """A partition's last record and the cells up to it, None where there are none."""
-    record = last_record(store, claim, partition)
+    """A partition's last record and the cells up to it, None where there are none. `stored` is what
+    `recorded` has found just now."""
+    record = last_record(store, claim, partition, stored)
     while record and claim["spec"]["statistics"]:
         try:
             return record, read_cells(store, record)
@@ -96,12 +100,12 @@ def read_cells(store: Store, record: dict[str, Any]) -> Cells:
     """The cells that a record names. Raises FileNotFoundError where the object is not there,
     CheckError where it is not the recorded one."""
     entry = record["statistics"]
-    body = store.get(entry["key"])
+    body = store.get(entry["key"], lambda body: chunks.bytes_digest(body) == entry["digest"])
     if body is None:
         raise FileNotFoundError(entry["key"])
     if chunks.bytes_digest(body) != entry["digest"]:
         raise CheckError(
-            f"{store.url}/{entry['key']} is not the one that was recorded: make the run anew"
+            f"{store.url}/{entry['key']} is not the one that was recorded: delete the run and run it again"
         )
     return Cells.load(body)
 
@@ -158,12 +162,15 @@ def merge_partitions(
 
 def _miscounted(store: Store) -> CheckError:
     return CheckError(
-        f"{store.url}/{PARTITION_STATISTICS} has counted other tokens than the records: make the run anew"
+        f"{store.url}/{PARTITION_STATISTICS} has counted other tokens than the records: delete the run and "
+        "run it again"
     )
 
 
 def _missing(store: Store, record: dict[str, Any]) -> CheckError:
-    return CheckError(f"{store.url}/{record['statistics']['key']} is missing: make the run anew")
+    return CheckError(
+        f"{store.url}/{record['statistics']['key']} is missing: delete the run and run it again"
+    )
 
 
 def zarr_objects(

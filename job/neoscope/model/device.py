@@ -19,12 +19,8 @@ OTHER_DRIVERS = ("/dev/kfd", "/dev/dxg")
 
 def check_device(device: str) -> None:
     """Raise InputError for `cuda` where torch can certainly find no GPU."""
-    if device == "cuda" and _no_gpu():
-        raise no_gpu()
-
-
-def no_gpu() -> InputError:
-    return InputError("--device cuda: torch finds no GPU here; use --device cpu or auto")
+    if device.startswith("cuda") and _no_gpu():
+        raise InputError(f"--device {device}: torch finds no GPU here; use --device cpu or auto")
 
 
 def _no_gpu() -> bool:

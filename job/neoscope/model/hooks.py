@@ -8,7 +8,7 @@ Consumers are called with a layer's name and its values [sequence, position, neu
 a pass, in the order in which the layers are computed, on the model's device and in its dtype. The
 values are a consumer's only until it returns: the pass may write over them after that, so it copies
 what it keeps, and changes nothing. They are of the sequences of this pass and no others: whoever
-divides a batch into several passes calls `stream` once for each, with consumers that know its place
+divides a batch into several passes calls `stream` once for each, with consumers that know its offset
 in the batch. What a consumer raises ends the pass.
 """
 

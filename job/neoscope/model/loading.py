@@ -84,22 +84,31 @@ def load_model(
     return load(found, seed=seed, precision=precision, device=where).model
 
 
+def gpu_count() -> int:
+    """The GPUs that torch finds here."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def pick_device(device: Any) -> torch.device:
-    """`auto` is the GPU where there is one; asking for one that is not there is an error."""
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    """The device for `auto`, `cpu`, `cuda` or `cuda:N`; `auto` is the first GPU where there is one.
+
+    Raises InputError for another word, and where there is no such GPU.
+    """
+    gpus = gpu_count()
     word, _, number = str(device).partition(":")
-    numbered = word == "cuda" and number.isdecimal()
-    if not numbered and device not in DEVICES:
-        gpus = "".join(f", 'cuda:{each}'" for each in range(there))
-        raise InputError(f"device={device!r}: give one of 'auto', 'cpu', 'cuda'{gpus}")
-    if word == "cuda" and int(number or 0) >= there:
-        found = f"{there} GPUs" if there else "no GPU"
+    if device not in DEVICES and not (word == "cuda" and number.isdecimal()):
+        each = "".join(f", 'cuda:{gpu}'" for gpu in range(gpus))
+        raise InputError(f"device={device!r}: give one of 'auto', 'cpu', 'cuda'{each}")
+    if word == "cpu" or (word == "auto" and not gpus):
+        return torch.device("cpu")
+    if not gpus:
+        raise InputError(f"--device {device}: torch finds no GPU here; use --device cpu or auto")
+    index = int(number or 0)
+    if index >= gpus:
         raise InputError(
-            f"--device {device}: torch finds {found} here; use --device cpu or auto"
+            f"--device {device}: torch finds {gpus} here, from 0; give one of them with --device cuda:N"
         )
-    if word == "auto":
-        return torch.device("cuda" if there else "cpu")
-    return torch.device(device)
+    return torch.device("cuda", index)
 
 
 def find_model(name: str, *, revision: str | None, weights: str) -> FoundModel:

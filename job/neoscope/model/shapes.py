@@ -85,8 +85,12 @@ def _config(spec: RunSpec) -> dict[str, Any]:
     if known and name in PUBLISHED_SHAPES:
         return {"model_type": "gpt_neo", **PUBLISHED_SHAPES[name]}
     what = f"the model {name}"
-    place = hub.find(what, name, revision, known=KNOWN_NAMES)
-    path = hub.cached_config(what, name, place) if place.commit else Path(name, "config.json")
+    repository = hub.find(what, name, revision, known=KNOWN_NAMES)
+    path = (
+        hub.cached_config(what, name, repository)
+        if repository.commit
+        else Path(name, "config.json")
+    )
     try:
         config = json.loads(path.read_bytes()) if path else {}
     except (OSError, ValueError):

@@ -7,6 +7,7 @@ workers who race to commit write the same. It does not know how the values were 
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from neoscope.format.layout import ACTIVATIONS, MANIFEST, RECORDS
 from neoscope.format.manifest import manifest_content, read_manifest
 from neoscope.format.records import each_record, record_counts, stored_batch_counts
 from neoscope.format.totals import Totals
+from neoscope.storage.integrity import same
 from neoscope.storage.store import Store
 
 
@@ -72,7 +74,7 @@ def _create_same(store: Store, key: str, body: bytes) -> None:
     try:
         store.create(key, body)
     except FileExistsError:
-        if store.get(key) != body:
+        if store.get(key, functools.partial(same, body)) != body:
             raise ConflictError(
                 f"{store.url}/{key} is already there and says something else: delete the run"
             ) from None
@@ -95,11 +97,10 @@ def _object_check(store: Store, claim: dict[str, Any]) -> Callable[[dict[str, An
                     found = "is missing" if item is None else f"has {item.size} bytes"
                     raise CheckError(
                         f"{store.url}/{key} {found}, recorded with {part['size']}: "
-                        f"delete the run and make it anew"
+                        f"delete the run and run it again"
                     )
-                if item.tag != record["tags"][key] and (
-                    chunks.stored_digest(schemas[name], store.get(key)) != part["digest"]
-                ):
+                holds = functools.partial(chunks.holds, schemas[name], part["digest"])
+                if item.tag != record["tags"][key] and not holds(store.read(key, holds)):
                     raise CheckError(
                         f"{store.url}/{key} was put over with other values after it was recorded: "
                         "two unlike machines worked on one partition; delete the run"

@@ -94,7 +94,7 @@ def prepare(
         )
         described = claim["text"] if claim and spec.dataset != SAMPLE else resolve(spec)
         share = _Share(spec, described, text_paths, partition, tokenizer)
-        packed = _by_record(spec, _seen(share, last, progress), last["batches"] if last else 0)
+        packed = _packed(share, last, progress)
         first = next(packed)
         loaded = model.result()
     return Inputs(
@@ -107,9 +107,28 @@ def prepare(
     )
 
 
+def of_partition(
+    prepared: Inputs,
+    spec: RunSpec,
+    partition: int,
+    last: dict[str, Any] | None,
+    text_paths: list[Path],
+    progress: Progress,
+) -> Inputs:
+    """The same with the batches of another partition, from where its last record stands."""
+    share = _Share(spec, prepared.resolved["text"], text_paths, partition, prepared.tokenizer)
+    return dataclasses.replace(prepared, batches=_packed(share, last, progress))
+
+
+def _packed(share: _Share, last: dict[str, Any] | None, progress: Progress) -> Iterator[Batch]:
+    """The partition's batches from where its last record stands."""
+    first = last["batches"] if last else 0
+    return _by_record(share.spec, _seen(share, last, progress), first)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Share:
-    """A partition's share of the text, which can be packed from any place."""
+    """A partition's share of the text, which can be packed from any resume state."""
 
     spec: RunSpec
     described: dict[str, Any]
@@ -117,17 +136,17 @@ class _Share:
     partition: int
     tokenizer: LoadedTokenizer
 
-    def batches(self, first: int, position: dict[str, Any] | None) -> Iterator[Batch]:
-        """The batches from number `first` on, at whose beginning `position` stands; None at the start."""
+    def batches(self, first: int, resume_state: dict[str, Any] | None) -> Iterator[Batch]:
+        """The batches from number `first` on, at whose beginning `resume_state` stands; None at the start."""
         spec = self.spec
-        position = position or {"stream": None, "offset": 0}
+        resume_state = resume_state or {"stream": None, "offset": 0}
         separator, bos = added_tokens(spec.separator, spec.bos, self.tokenizer)
         documents = Documents(
             self.described,
             self.text_paths,
             partition=self.partition,
             partitions=spec.partitions,
-            position=position["stream"],
+            resume_state=resume_state["stream"],
         )
         whole = spec.partitions == 1
         return batches(
@@ -137,7 +156,7 @@ class _Share:
             positions=spec.positions,
             separator=separator,
             bos=bos,
-            offset=position["offset"],
+            offset=resume_state["offset"],
             first=first,
             source="the text" if whole else f"the text's share of partition {self.partition}",
         )
@@ -150,8 +169,8 @@ def _seen(share: _Share, last: dict[str, Any] | None, progress: Progress) -> Ite
     that the rest is packed once to see that it is there, at the partition's first start.
     A data set is not looked through: it may be endless, and each of its batches costs the network.
     """
-    first, position = (last["batches"], last["position"]) if last else (0, None)
-    packed = share.batches(first, position)
+    first, resume_state = (last["batches"], last["resume_state"]) if last else (0, None)
+    packed = share.batches(first, resume_state)
     if share.described["source"] == "dataset":
         return packed
     kept: list[Batch] = []
@@ -162,7 +181,7 @@ def _seen(share: _Share, last: dict[str, Any] | None, progress: Progress) -> Ite
         missing -= 1
     if missing and not last:
         progress.begin("counting tokens", missing, "batches")
-        ahead = share.batches(first + len(kept), kept[-1].position)
+        ahead = share.batches(first + len(kept), kept[-1].resume_state)
         for _ in itertools.islice(ahead, missing):
             progress.advance("counting tokens")
         progress.end()

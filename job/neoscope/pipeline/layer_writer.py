@@ -66,7 +66,7 @@ class Slot:
     def _gather(self, values: torch.Tensor, rows: torch.Tensor) -> None:
         grid, shape = self.grid, self.chunks
         chunked = rows[:, : self.elements].unflatten(0, grid).unflatten(-1, shape)
-        # [sequence, position, neuron] as chunk and place within it, along each dimension
+        # [sequence, position, neuron] as chunk and index within it, along each dimension
         split = values.reshape([n for pair in zip(grid, shape, strict=True) for n in pair])
         chunked.copy_(split.permute(0, 2, 4, 1, 3, 5))
 

@@ -1,7 +1,7 @@
-"""One partition: text -> tokens -> batch -> hooked forward -> chunks -> record.
+"""Partitions, one after the other: text -> tokens -> batch -> hooked forward -> chunks -> record.
 
-In: a spec, a place, and how far a partition is recorded there. Out: all its batches stored and
-recorded. It puts the pieces together and times them; each step is a module of its own.
+In: a spec, a store, and which partitions. Out: all their batches stored and recorded. It puts the pieces
+together and times them; each step is a module of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import importlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,21 @@ from neoscope.format.arrays import ArraySchema, array_schemas, schemas_of
 from neoscope.format.chunks import StoredChunk
 from neoscope.format.claim import put_claim
 from neoscope.format.layout import TOKEN_IDS, TOKEN_LENGTH, statistics_key
-from neoscope.format.statistics import put_cells
+from neoscope.format.statistics import last_state, put_cells
 from neoscope.format.vocabulary import vocabulary_content
 from neoscope.model import memory
 from neoscope.model.hooks import stream
-from neoscope.model.loading import pick_device
+from neoscope.model.loading import gpu_count, pick_device
 from neoscope.pipeline import stored_batch
 from neoscope.pipeline.environment import (
     describe_environment,
     keep_memory_flat,
     return_freed_memory,
 )
-from neoscope.pipeline.inputs import Inputs, prepare
+from neoscope.pipeline.inputs import Inputs, of_partition, prepare
 from neoscope.pipeline.layer_writer import LayerWriter, put_array
 from neoscope.pipeline.stored_batch import StoredBatch
+from neoscope.pipeline.worker import Rank, own_device
 from neoscope.progress import Progress
 from neoscope.spec import LAYER, RunSpec
 from neoscope.statistics.accumulator import LengthStatistics
@@ -46,45 +47,98 @@ from neoscope.statistics.token_lengths import histogram
 from neoscope.storage.store import Store
 
 
-def store_partition(
+def store_partitions(
     spec: RunSpec,
     store: Store,
+    partitions: Sequence[int],
     *,
-    partition: int,
     claim: dict[str, Any] | None,
-    last: dict[str, Any] | None,
-    cells: Cells | None,
+    stored: dict[int, list[int]] | None,
     text_paths: list[Path],
     device: str,
+    local: Rank | None,
     progress: Progress,
-) -> dict[str, Any]:
-    """Store the batches of a partition that are not recorded yet; the claim that they belong to.
+) -> dict[str, Any] | None:
+    """Store what is not recorded yet of some partitions, one after the other; the claim that they
+    belong to.
 
-    `claim` is the one that is already there, `last` the partition's last record, if any, and `cells`
-    the statistics up to it.
+    `claim` is the one that is already there, `stored` what was recorded just now, `local` this process's
+    number on its node. The model is loaded once.
     """
-    timings: dict[str, float] = {}
     keep_memory_flat()
-    target = pick_device(device)
-    environment = describe_environment(target)
+    target = pick_device(own_device(device, local, gpu_count()))
+    if target.type == "cuda":
+        # Pinned memory is of the current device, which is the first where nothing is said.
+        torch.cuda.set_device(target)
+    start = _Start(spec, store, text_paths, target, describe_environment(target), progress)
     # It takes a second to compile: beside the text and the weights, not in the first layer's hook.
     threading.Thread(
         target=importlib.import_module, args=["neoscope.statistics.kernels"], daemon=True
     ).start()
-    with _timed(timings, "prepare"):
-        prepared = prepare(spec, claim, partition, last, text_paths, target, progress)
-        if claim is None:
-            claim = _claim(spec, store, prepared, environment)
-            if claim["text"] != prepared.resolved["text"]:
-                # Another worker was first, and found an earlier or later state of the data set.
-                prepared = prepare(spec, claim, partition, last, text_paths, target, progress)
-        records.check_resolved(store, claim, prepared.resolved)
-        _warn_of_libraries(claim, environment, progress)
-        store.put(
-            layout.VOCABULARY,
-            vocabulary_content(prepared.tokenizer.strings, prepared.tokenizer.special),
-        )
-        return_freed_memory()
+    prepared: Inputs | None = None
+    for partition in partitions:
+        timings: dict[str, float] = {}
+        last, cells = last_state(store, claim, partition, stored) if claim else (None, None)
+        stored = None  # others may go on meanwhile
+        if last and last["batches"] == spec.batches:
+            continue  # another worker has made it meanwhile
+        if spec.partitions > 1:
+            progress.say(f"partition {partition} of {spec.partitions}")
+        if last:
+            progress.say(f"going on after batch {last['batches']} of {spec.batches}")
+        with _timed(timings, "prepare"):
+            if claim is None or prepared is None:
+                prepared, claim = _prepare(start, partition, claim, last)
+            else:
+                prepared = of_partition(prepared, spec, partition, last, text_paths, progress)
+        _store_partition(start, partition, claim, prepared, last, cells, timings)
+    return claim
+
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """What is the same for all partitions that are made here."""
+
+    spec: RunSpec
+    store: Store
+    text_paths: list[Path]
+    device: torch.device
+    environment: dict[str, Any]
+    progress: Progress
+
+
+def _prepare(
+    start: _Start, partition: int, claim: dict[str, Any] | None, last: dict[str, Any] | None
+) -> tuple[Inputs, dict[str, Any]]:
+    """What is loaded once, with the text of the first partition; and the claim, there or put now."""
+    spec, store, paths, progress = start.spec, start.store, start.text_paths, start.progress
+    prepared = prepare(spec, claim, partition, last, paths, start.device, progress)
+    if claim is None:
+        claim = _claim(spec, store, prepared, start.environment)
+        if claim["text"] != prepared.resolved["text"]:
+            # Another worker was first, and found an earlier or later state of the data set.
+            prepared = prepare(spec, claim, partition, last, paths, start.device, progress)
+    records.check_resolved(store, claim, prepared.resolved)
+    _warn_of_libraries(claim, start.environment, progress)
+    store.put(
+        layout.VOCABULARY,
+        vocabulary_content(prepared.tokenizer.strings, prepared.tokenizer.special),
+    )
+    return_freed_memory()
+    return prepared, claim
+
+
+def _store_partition(
+    start: _Start,
+    partition: int,
+    claim: dict[str, Any],
+    prepared: Inputs,
+    last: dict[str, Any] | None,
+    cells: Cells | None,
+    timings: dict[str, float],
+) -> None:
+    """Store and record the batches of a partition after its last record, with the `cells` up to it."""
+    spec, store, progress = start.spec, start.store, start.progress
     first = last["batches"] if last else 0
     layers = (spec.batches - first) * len(claim["hook"]["layers"])
     progress.begin("capturing", layers * spec.sequences // spec.pass_sequences, "layers")
@@ -93,9 +147,9 @@ def store_partition(
         writer = None
         if spec.arrays:
             layer = next(iter(schemas.values()))
-            writer = LayerWriter(store, layer, target, spec.pass_sequences)
+            writer = LayerWriter(store, layer, start.device, spec.pass_sequences)
             stack.enter_context(closing(writer))
-        statistics = _statistics(claim, prepared, cells, target)
+        statistics = _statistics(claim, prepared, cells, start.device)
         work = _Partition(spec, store, partition, prepared, schemas, writer, statistics, progress)
         deleting = True
         for count in records.record_counts(claim["spec"]):
@@ -103,7 +157,7 @@ def store_partition(
                 continue
             record = layout.record_key(partition, count)
             stored = [_store_batch(work, number, record, timings) for number in range(first, count)]
-            content = {**stored_batch.record_content(stored), "environment": environment}
+            content = {**stored_batch.record_content(stored), "environment": start.environment}
             if statistics:
                 with _timed(timings, "store"):
                     content["statistics"] = put_cells(
@@ -114,7 +168,6 @@ def store_partition(
                 deleting = _delete_superseded(store, statistics_key(partition, first), progress)
             first, timings = count, {}
     progress.end()
-    return claim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +258,7 @@ def _store_batch(
 def _claim(
     spec: RunSpec, store: Store, prepared: Inputs, environment: dict[str, Any]
 ) -> dict[str, Any]:
-    """Claim the place for the spec as it was resolved, or adopt another worker's claim."""
+    """Claim the destination for the spec as it was resolved, or adopt another worker's claim."""
     model = prepared.resolved["model"]
     layers = prepared.resolved["hook"]["layers"]
     schemas = array_schemas(spec, layers=layers, neurons=model["neurons"])
@@ -244,7 +297,8 @@ def _read_back(
         if name in (TOKEN_IDS, TOKEN_LENGTH):
             continue
         part = parts[(batch + index) % len(parts)]
-        if chunks.stored_digest(schemas[name], store.get(part.key)) != part.digest:
+        holds = functools.partial(chunks.holds, schemas[name], part.digest)
+        if not holds(store.read(part.key, holds)):
             raise CheckError(
                 f"{store.url}/{part.key} does not read back as it was stored: "
                 "the storage or the way to it is faulty; nothing is committed"

@@ -1,7 +1,7 @@
 """One start of a run, by the command or from Python: what is asked for, what is already there, and only
 then the work.
 
-In: options and a place. Out: the manifest of a committed run there, or how far it is. A finished or
+In: options and a destination. Out: the manifest of a committed run there, or how far it is. A finished or
 a foreign run is found out before anything heavy is imported.
 """
 
@@ -15,23 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from neoscope.arguments import check_choice, check_flag, check_name, check_number
-from neoscope.errors import InputError, UsageError
+from neoscope.errors import InputError
 from neoscope.extra import require_run
-from neoscope.format.claim import check_place
+from neoscope.format.claim import check_destination
 from neoscope.format.layout import CLAIM
 from neoscope.format.manifest import read_manifest
-from neoscope.format.records import read_claim
-from neoscope.format.statistics import clear_superseded, last_state
+from neoscope.format.records import read_claim, stored_batch_counts
+from neoscope.format.statistics import clear_superseded
 from neoscope.model.device import check_device
 from neoscope.model.shapes import check_shape
 from neoscope.pipeline.commit import commit
+from neoscope.pipeline.worker import find_share, local_rank
 from neoscope.progress import Progress
 from neoscope.spec import DEVICES, RunSpec, make_spec
 from neoscope.storage.store import Store, open_store
 from neoscope.text.documents import check_shares, describe_file, file_kind
 from neoscope.text.packing import TooLittleText
-
-INDEX_VARIABLE = "JOB_COMPLETION_INDEX"  # set by Kubernetes for each pod of an Indexed Job
 
 
 def run(
@@ -39,8 +38,10 @@ def run(
     *,
     text: str | Path | Sequence[str | Path] = (),
     partition: int | str = 0,
+    workers: int | None = None,
     device: str = "auto",
     endpoint_url: str | None = None,
+    connections: int | None = None,
     sign_payload: bool = False,
     quiet: bool = False,
     **options: Any,
@@ -52,20 +53,23 @@ def run(
     as `arrays=False`; `text` is one file or a list of them, and `layers` are words, `"0,3,6-11"`, or a
     list of numbers. Options in the environment (NEOSCOPE_...) are not read.
 
-    The same call again finishes what was broken off, or gives the manifest of what is there. Returns
+    The same call again finishes an interrupted run, or gives the manifest of what is there. Returns
     None while partitions of other workers are missing. Says on standard error what it does, unless
     `quiet`. Every error is a NeoscopeError, of the class that has the command's exit code.
     """
-    check_choice("device", device, DEVICES)
+    if not str(device).startswith("cuda:"):
+        check_choice("device", device, DEVICES)
     if not isinstance(partition, str):
         partition = str(check_number("partition", partition, 0))
     _, manifest = start(
         check_name("output", output),
         options,
         partition=partition,
+        workers=None if workers is None else check_number("workers", workers, 1),
         text_paths=_paths(text),
         device=device,
         endpoint_url=None if endpoint_url is None else check_name("endpoint_url", endpoint_url),
+        connections=None if connections is None else check_number("connections", connections, 1),
         sign_payload=check_flag("sign_payload", sign_payload),
         progress=Progress(quiet=check_flag("quiet", quiet)),
     )
@@ -107,22 +111,28 @@ def start(
     options: dict[str, Any],
     *,
     partition: str,
+    workers: int | None = None,
     text_paths: list[Path],
     device: str,
     endpoint_url: str | None,
+    connections: int | None = None,
     sign_payload: bool,
     progress: Progress,
 ) -> tuple[str, dict[str, Any] | None]:
-    """Make one partition's share of a run at `output`, and commit the run if that was the last.
+    """Make some partitions of a run at `output`, and commit the run if they were the last.
 
     Returns the full URL, and the manifest or None while other partitions are missing. `options` are
-    the fields of `RunSpec` by name, None where not given; `partition` is a number or `auto`;
-    `device` is `auto`, `cpu` or `cuda`. Every error is a NeoscopeError with its exit code.
+    the fields of `RunSpec` by name, None where not given; `partition` and `workers` are as in
+    `worker.find_share`, `device` as in `model.pick_device`. Every error is a NeoscopeError with its
+    exit code.
     """
     require_run("neoscope run")
     spec = spec_of(options, text_paths)
-    share = pick_partition(spec, partition)
+    share = find_share(partition, workers, spec.partitions, os.environ)
+    if share.line:
+        progress.say(share.line)
     store = open_store(output, endpoint_url=endpoint_url, sign_payload=sign_payload, write=True)
+    store.use_connections(connections)
     claim = read_claim(store, spec)
     if claim and (manifest := read_manifest(store)):
         progress.say(f"{store.url} already holds this run, whole: nothing to do")
@@ -130,37 +140,39 @@ def start(
         store.clear_temporary_files()
         clear_superseded(store, claim["spec"])
         return store.url, manifest
+    stored = stored_batch_counts(store) if claim else {}
+    missing = [each for each in share.partitions if spec.batches not in stored.get(each, [])]
     if claim is None:
-        check_place(store, CLAIM)  # once more as it is claimed, but the model is loaded in between
-    last, cells = last_state(store, claim, share) if claim else (None, None)
-    if last:
-        progress.say(f"going on after batch {last['batches']} of {spec.batches}")
-    if claim is None or last is None or last["batches"] < spec.batches:
+        # Once more as it is claimed, but the model is loaded in between.
+        check_destination(store, CLAIM)
+    if missing:
         check_device(device)
         if claim is None:
             check_shares(spec)
             check_shape(spec)
-        from neoscope.pipeline.partition import store_partition
+        from neoscope.pipeline.partition import store_partitions
 
         try:
-            claim = store_partition(
+            claim = store_partitions(
                 spec,
                 store,
-                partition=share,
+                missing,
                 claim=claim,
-                last=last,
-                cells=cells,
+                stored=stored,
                 text_paths=text_paths,
                 device=device,
+                local=local_rank(os.environ),
                 progress=progress,
             )
         except TooLittleText as error:
-            raise _with_the_place(error, store) from None
+            raise _with_remedy(error, store) from None
+    if claim is None:  # a worker that no partition is left for was here first
+        return store.url, None
     progress.say("committing")
     return store.url, commit(store, claim)
 
 
-def _with_the_place(error: TooLittleText, store: Store) -> InputError:
+def _with_remedy(error: TooLittleText, store: Store) -> InputError:
     """The error, with what is to be done of a claim that is for more text than there is."""
     if read_claim(store) is None:
         return error
@@ -172,19 +184,3 @@ def spec_of(options: dict[str, Any], text_paths: list[Path]) -> RunSpec:
     if text_paths:
         file_kind(text_paths)
     return make_spec(**options, text=tuple(describe_file(path) for path in text_paths))
-
-
-def pick_partition(spec: RunSpec, partition: str) -> int:
-    """The number of this worker's partition. Raises UsageError where it is not one of the run's."""
-    option = f"--partition {partition}"
-    if partition == "auto":
-        partition = os.environ.get(INDEX_VARIABLE, "")
-        if not partition:
-            raise UsageError(f"{option}: {INDEX_VARIABLE} is not set; give a number")
-        option += f" ({INDEX_VARIABLE}={partition})"
-    if not partition.isdecimal() or int(partition) >= spec.partitions:
-        raise UsageError(
-            f"{option} is not one of the {spec.partitions} partitions: "
-            f"give 0 to {spec.partitions - 1}, or more --partitions"
-        )
-    return int(partition)

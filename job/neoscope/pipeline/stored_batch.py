@@ -34,7 +34,7 @@ def record_content(stored: list[StoredBatch]) -> dict[str, Any]:
             for name in names
         },
         "documents": [dataclasses.asdict(span) for each in stored for span in each.batch.documents],
-        "position": stored[-1].batch.position,
+        "resume_state": stored[-1].batch.resume_state,
         "length_histogram": {
             str(length): count
             for length, count in token_lengths.merge([batch.lengths for batch in stored]).items()

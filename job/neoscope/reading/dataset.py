@@ -99,7 +99,7 @@ def _check_selection(store: Store, selection: dict[str, Any]) -> None:
         )
     if store.get(f"{ACTIVATIONS}/zarr.json") is None:
         raise InputError(
-            f"the selection of {of} at {store.url} was broken off: the same neoscope pull finishes it"
+            f"the selection of {of} at {store.url} is incomplete: rerun the same neoscope pull to finish it"
         )
 
 
@@ -149,7 +149,7 @@ class _Labelled(BackendEntrypoint):
         ids, lengths = arrays.variables[TOKEN_IDS], arrays.variables[TOKEN_LENGTH]
         median = arrays.attrs["token_length_median"]
         text = (
-            _derived(ids, functools.partial(_text, _strings(store, manifest)), "object")
+            _derived(ids, functools.partial(_text, vocabulary(store, manifest)), "object")
             if manifest
             else _derived(arrays.variables[TOKEN_TEXT], np.asarray, "object")
         )
@@ -206,8 +206,8 @@ def _group(median: int | None, lengths: npt.NDArray[np.uint16]) -> npt.NDArray[n
     return np.where(lengths > 0, np.sign(lengths.astype(np.float64) - (median or 0)), np.nan)
 
 
-def _strings(store: Store, manifest: dict[str, Any]) -> npt.NDArray[np.object_]:
-    """The string of every token id."""
+def vocabulary(store: Store, manifest: dict[str, Any]) -> npt.NDArray[np.object_]:
+    """The string of every token id. Raises CheckError where it is not the one that the run was made with."""
     body = store.get(VOCABULARY) or b""
     if stored.bytes_digest(body) != manifest["tokenizer"]["vocabulary_digest"]:
         raise CheckError(f"{store.url}/{VOCABULARY} is not the run's: see neoscope verify")

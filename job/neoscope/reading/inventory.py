@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy.typing as npt
@@ -18,9 +19,9 @@ from neoscope.format.arrays import ArraySchema, schemas_of
 from neoscope.format.layout import CLAIM, MANIFEST, TOKEN_IDS, TOKEN_LENGTH, VOCABULARY, record_key
 from neoscope.format.records import each_record
 from neoscope.format.totals import Totals
-from neoscope.storage.store import Store
+from neoscope.storage.store import Store, again
 
-AGAIN = "make the run anew (neoscope delete, then run)"
+AGAIN = "delete the run and run it again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +94,17 @@ class Inventory:
             same = digest is None or _digest(body, len(digest)) == digest
         return None if same else Problem(key, "is not the one that was recorded")
 
+    def fits(self, key: str) -> Callable[[bytes | memoryview], bool]:
+        """Whether a body is that of the object `key`."""
+        return lambda body: self.find(key, body) is None
+
 
 def read_inventory(store: Store) -> Inventory:
     """Raises CheckError where a document is missing or damaged, or not of this run."""
     claim, manifest = (
-        sealed_json.load(_kind(key), store.get(key) or b"", f"{store.url}/{key}")
+        sealed_json.load(
+            _kind(key), store.get(key, sealed_json.intact) or b"", f"{store.url}/{key}"
+        )
         for key in (CLAIM, MANIFEST)
     )
     digests = {
@@ -144,6 +151,14 @@ def _take(found: Inventory, key: str, record: dict[str, Any]) -> None:
             found.superseded.add(cells["key"])
 
 
+def read_chunk(store: Store, key: str, expected: Expected) -> npt.NDArray[Any] | Problem:
+    """As `check_chunk`, of the chunk in the store, asked for again where it does not fit."""
+    return again(
+        lambda: check_chunk(key, store.read(key), expected),
+        lambda values: not isinstance(values, Problem),
+    )
+
+
 def check_chunk(
     key: str, body: bytes | memoryview | None, expected: Expected
 ) -> npt.NDArray[Any] | Problem:
@@ -155,7 +170,7 @@ def check_chunk(
     try:
         values = chunks.decode(expected.schema, body)
     except ValueError:
-        return Problem(key, "is damaged: its checksum does not fit")
+        return Problem(key, "is damaged: checksum mismatch")
     if chunks.digest(values) != expected.digest:
         return Problem(
             key, "holds other values than were recorded, with a right checksum: stale or swapped"

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 # Bins of activation values: their edges are k / BINS_PER_UNIT from -LIMIT to LIMIT, so that bins of
 # 0.26 from -8 to 5, as people plot them, are whole numbers of ours. What is below and above is
-# counted in the first and the last place.
+# counted in the first and the last bin.
 BINS_PER_UNIT, LIMIT = 50, 16
 HALF = BINS_PER_UNIT * LIMIT
 BINS = 2 * HALF + 2

@@ -72,7 +72,7 @@ class Asked:
 def open_bucket(
     url: str, endpoint_url: str | None, *, sign_payload: bool, change: bool, root: bool = False
 ) -> tuple[str, S3Store]:
-    """The full URL of a place in a bucket that is seen to be there, and the store of it.
+    """The full URL of a prefix in a bucket that is seen to be there, and the store of it.
 
     Without credentials requests are not signed, as a public bucket takes them; not so with `change`.
     Raises InputError, UnavailableError, UsageError as `storage.open_store`.
@@ -205,7 +205,7 @@ def _client_options(asked: Asked, trusted: Path) -> ClientConfig:
 
 
 def _stop_at_untrusted(caught_exception: Exception | None = None, **_: Any) -> None:
-    """Raise what no retry cures: botocore takes it for a connection that broke."""
+    """Raise what retrying will not help: botocore takes it for a connection that broke."""
     from botocore.exceptions import SSLError
 
     if isinstance(caught_exception, SSLError) and _distrust(caught_exception):

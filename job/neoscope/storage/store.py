@@ -11,37 +11,36 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import random
 import re
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
 from obstore import exceptions as faults
 from obstore.store import LocalStore, S3Store
 
-from neoscope.errors import InputError, NeoscopeError, UnavailableError, UsageError
-from neoscope.storage.s3 import RETRY, open_bucket
+if TYPE_CHECKING:
+    from obstore import PutMode
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from neoscope.errors import InputError, UnavailableError, UsageError
+from neoscope.storage.connections import MOST
+from neoscope.storage.integrity import Body, Checksums, is_md5, same
+from neoscope.storage.requests import AlteredError, Requests
+from neoscope.storage.s3 import open_bucket
 
 S = TypeVar("S")
 T = TypeVar("T")
-Body = bytes | memoryview
 
-
-REQUESTS_IN_FLIGHT = 8
+REQUESTS_IN_FLIGHT = MOST
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")  # RFC 3986, 3.1
 TEMPORARY = re.compile(r"#\d+$")
-TRIES_AFTER_TIMEOUT = 4
-CLEARED_AT_MOST = 4  # times that another worker takes a put's temporary file for one left behind
-NO_BUCKET = "NoSuchBucket"
-DENIED = re.compile(r"status code: 403|code: AccessDenied")
-PROVIDER = "External AWS credential provider: "  # as obstore names what neoscope hands it
-SAID = re.compile(r"<Code>([^<]*)</Code>\s*<Message>([^<]*)</Message>")
+PUTS = 8  # of one body, as long as something else arrives
+READS = 3  # of an object, before it is believed that it is not the one that is asked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,63 +52,56 @@ class Listed:
     tag: str | None
 
 
-class _Lanes:
-    """How many bodies are on the way at a time. Halved after a timeout: on a slow uplink many at once
-    starve one another until all of them time out."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._taken = 0
-        self._changed = threading.Condition()
-
-    def __enter__(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._taken < self._limit)
-            self._taken += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._changed:
-            self._taken -= 1
-            self._changed.notify()
-
-    def narrow(self) -> None:
-        with self._changed:
-            self._limit = max(1, self._limit // 2)
-
-
 class Store:
-    """Objects under one URL. Keys are relative, with `/`. Safe to use from many threads."""
+    """Objects under one URL. Keys are relative, with `/`. Safe to use from many threads.
+
+    What was put is there, byte for byte, once `put` or `create` has returned: the store has checked its
+    checksum, or its tag is the body's MD5, or it was read back and compared. In a local folder it is
+    read back, which shows what the system holds of it in memory, not what the disk does.
+    """
 
     def __init__(self, url: str, backend: S3Store | LocalStore) -> None:
         self.url = url
         self.backend = backend
-        self._lanes = _Lanes(REQUESTS_IN_FLIGHT)
+        self._requests = Requests(url, is_local=self.is_local)
+        self._checksums = Checksums(backend)
+        self._told = False
 
     @property
     def is_local(self) -> bool:
         return isinstance(self.backend, LocalStore)
 
-    def get(self, key: str) -> bytes | None:
-        """The bytes of an object, or None where there is none."""
-        body = self.read(key)
+    def use_connections(self, count: int | None) -> None:
+        """Keep to this many bodies at a time; None, as it is at first, lets the number follow the link."""
+        if count:
+            self._requests.limit.fix(count)
+
+    def get(self, key: str, fits: Callable[[Body], bool] | None = None) -> bytes | None:
+        """The bytes of an object, or None where there is none; `fits` as of `read`."""
+        body = self.read(key, fits)
         return None if body is None else bytes(body)
 
-    def read(self, key: str) -> memoryview | None:
-        """As `get`, without the copy: for what is large and only looked at."""
+    def read(self, key: str, fits: Callable[[Body], bool] | None = None) -> memoryview | None:
+        """As `get`, without the copy: for what is large and only looked at.
+
+        A body that does not fit may have been altered on its way here: it is asked for again before it
+        is handed out as it is.
+        """
+
+        def body() -> memoryview:
+            return memoryview(obstore.get(self.backend, key).bytes())
+
         try:
-            return self._do(
-                "s3:GetObject", key, lambda: memoryview(obstore.get(self.backend, key).bytes())
+            return again(
+                lambda: self._requests.do("s3:GetObject", key, body, len),
+                lambda body: fits is None or fits(body),
             )
         except FileNotFoundError:
             return None
 
     def put(self, key: str, body: Body) -> str | None:
         """Put an object whole, in one request, over whatever is there; its tag."""
-        return self._do(
-            "s3:PutObject",
-            key,
-            lambda: obstore.put(self.backend, key, body, use_multipart=False)["e_tag"],
-        )
+        return self._put(key, body, "overwrite")
 
     def create(self, key: str, body: Body) -> str | None:
         """Put an object only where there is none (`If-None-Match: *`); its tag.
@@ -118,17 +110,58 @@ class Store:
         the client after a lost answer: compare before calling it a conflict.
         """
         try:
-            return self._do(
-                "s3:PutObject",
-                key,
-                lambda: obstore.put(self.backend, key, body, mode="create")["e_tag"],
-            )
-        except faults.AlreadyExistsError:
+            return self._put(key, body, "create")
+        except (faults.AlreadyExistsError, faults.PreconditionError):
             raise FileExistsError(key) from None
 
     def tag(self, key: str) -> str | None:
         """The store's own tag of an object's content."""
-        return self._do("s3:GetObject", key, lambda: obstore.head(self.backend, key)["e_tag"])
+        return self._look_up(key)[1]
+
+    def _put(self, key: str, body: Body, mode: PutMode) -> str | None:
+        """Put a body until it is there as it is; its tag."""
+        reason = ""
+        for _ in range(PUTS):
+            if reason:
+                self._tell_once(f"{self.url}/{key} {reason}, and is put again")
+            try:
+                put, checked = self._requests.do(
+                    "s3:PutObject",
+                    key,
+                    functools.partial(self._checksums.put, key, body, mode),
+                    lambda _: len(body),
+                )
+                size, tag = self._look_up(key)
+            except AlteredError:
+                reason = "was altered on its way to the store, which has refused it"
+                continue
+            except FileNotFoundError:
+                reason, mode = "was put and is not there", "create" if mode != "overwrite" else mode
+                continue
+            if size == len(body) and tag == put and (checked or is_md5(tag, body)):
+                return tag
+            back = self.read(key, functools.partial(same, body))
+            if back is not None and same(back, body):
+                return tag
+            reason = "is not there as it was put"
+            if mode != "overwrite":
+                if tag != put:  # another has put it since
+                    raise FileExistsError(key)
+                mode = {"e_tag": tag or ""}  # over ours, and nothing else
+        raise UnavailableError(
+            f"{self.url}/{key} {reason}, {PUTS} times: the storage or the way to it is faulty; "
+            "rerun the same command to resume"
+        )
+
+    def _look_up(self, key: str) -> tuple[int, str | None]:
+        """Size and tag of an object. Raises FileNotFoundError."""
+        found = self._requests.do("s3:GetObject", key, lambda: obstore.head(self.backend, key))
+        return found["size"], found["e_tag"]
+
+    def _tell_once(self, line: str) -> None:
+        if not self._told:
+            self._told = True
+            print(f"neoscope: warning: {line}", file=sys.stderr, flush=True)
 
     def objects(self, prefix: str = "") -> list[Listed]:
         """Every object under a prefix of whole path segments, in no order."""
@@ -146,7 +179,7 @@ class Store:
                 )
 
         with contextlib.suppress(FileNotFoundError):  # a local folder that does not exist yet
-            self._do("s3:ListBucket", prefix, rest)
+            self._requests.do("s3:ListBucket", prefix, rest)
         return found
 
     def first(self, wanted: Callable[[str], bool]) -> str | None:
@@ -159,12 +192,12 @@ class Store:
             return next((key for key in each if key and wanted(key)), None)
 
         try:
-            return self._do("s3:ListBucket", "", look)
+            return self._requests.do("s3:ListBucket", "", look)
         except FileNotFoundError:  # a local folder that does not exist yet
             return None
 
     def parents(self) -> Iterator[Store]:
-        """The places that this one lies in, the nearest first; not a bucket itself."""
+        """The stores that this one lies in, the nearest first; not a bucket itself."""
         if isinstance(self.backend, LocalStore):
             for folder in Path(self.url).resolve().parents:
                 yield Store(str(folder), LocalStore(str(folder)))
@@ -206,11 +239,11 @@ class Store:
         if self.is_local:  # obstore stops at the first file that is not there
             for key in keys:
                 with contextlib.suppress(FileNotFoundError):
-                    self._do("", key, functools.partial(obstore.delete, self.backend, key))
+                    self._requests.do("", key, functools.partial(obstore.delete, self.backend, key))
             return
         if keys:
             with contextlib.suppress(FileNotFoundError):
-                self._do("s3:DeleteObject", "", lambda: obstore.delete(self.backend, keys))
+                self._requests.do("s3:DeleteObject", "", lambda: obstore.delete(self.backend, keys))
 
     def clear_temporary_files(self) -> None:
         """Remove what a killed put left in a local folder: `name#1`, which no listing shows."""
@@ -223,69 +256,14 @@ class Store:
             if TEMPORARY.search(path.name):
                 yield path.relative_to(root).as_posix()
 
-    def _do(self, permission: str, key: str, operation: Callable[[], T]) -> T:
-        """Run one operation; repeat it where the connection broke or it timed out; turn faults into
-        errors that say what to do. What is repeated may have been done: see `create`."""
-        began = time.monotonic()
-        for attempt in itertools.count():
-            try:
-                with self._lanes:
-                    return operation()
-            except (FileNotFoundError, faults.NotFoundError) as error:
-                if NO_BUCKET in str(error):
-                    raise self._bucketless() from None
-                raise FileNotFoundError(key) from None
-            except faults.AlreadyExistsError:
-                raise
-            except (
-                faults.PermissionDeniedError,
-                faults.UnauthenticatedError,
-                PermissionError,
-            ) as error:
-                raise self._denied(permission, key, _reason(error)) from None
-            except (faults.BaseError, OSError) as error:
-                reason = _reason(error)
-                # Of a listing or a delete, these two are generic faults.
-                if NO_BUCKET in reason:
-                    raise self._bucketless() from None
-                if DENIED.search(reason):
-                    raise self._denied(permission, key, reason) from None
-                if "Unable to rename file: No such file" in reason and attempt < CLEARED_AT_MOST:
-                    continue
-                if self.is_local:
-                    raise InputError(f"cannot use {self.url}/{key}: {reason}") from None
-                if self._repeats(str(error), attempt, time.monotonic() - began):
-                    time.sleep(min(2**attempt, 10) * random.uniform(0.1, 0.5))
-                    continue
-                raise UnavailableError(
-                    f"storage did not serve {self.url}/{key}: {reason}; run the same command again to go on"
-                ) from None
-        raise AssertionError("unreachable")
 
-    def _repeats(self, fault: str, attempt: int, seconds: float) -> bool:
-        if "HTTP error" not in fault:  # the store answered, and obstore has done what can be done
-            return False
-        if "kind: Timeout" in fault:
-            self._lanes.narrow()
-            return attempt + 1 < TRIES_AFTER_TIMEOUT
-        return attempt < RETRY["max_retries"] and seconds < RETRY["retry_timeout"].total_seconds()
-
-    def _bucketless(self) -> InputError:
-        return InputError(
-            f"the bucket of {self.url} does not exist: create it, or give another output"
-        )
-
-    def _denied(self, permission: str, key: str, reason: str) -> NeoscopeError:
-        if PROVIDER in reason:
-            return UnavailableError(
-                f"the credentials for {self.url} could not be renewed: "
-                f"{reason.partition(PROVIDER)[2]}; run the same command again to go on"
-            )
-        what = f"{permission} on " if not self.is_local else "no permission for "
-        return InputError(
-            f"access denied: {what}{self.url}/{key} ({reason}); "
-            "check the credentials and what they allow"
-        )
+def again(read: Callable[[], T], fits: Callable[[T], bool]) -> T:
+    """What a read gives. Where that does not fit, it may have been altered on its way here: it is read
+    again some times before it is believed."""
+    for _ in range(READS - 1):
+        if fits(found := read()):
+            return found
+    return read()
 
 
 def open_store(
@@ -337,17 +315,6 @@ def _check_no_scheme(url: str) -> None:
     raise UsageError(
         f"{url} is neither s3://bucket/prefix nor a local folder: a folder of that name is ./{url}"
     )
-
-
-def _reason(error: Exception) -> str:
-    """The first line of a fault, without the client's debug output, and what the store says in it.
-
-    Of an answer only code and message: S3's own have keys and tokens of the request in the rest.
-    """
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    first = lines[0].partition("<")[0].strip()[:300] if lines else type(error).__name__
-    said = SAID.search(str(error))
-    return f"{first} {said[1]}: {said[2]}" if said else first
 
 
 def concurrent_map(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:

@@ -1,7 +1,7 @@
 """Documents, streamed by `datasets`: FineWeb and its like from the Hub, local files, or the packaged sample.
 
-In: what the spec says of the text. Out: one partition's documents in order, with a place in the
-stream that can be written down as JSON and gone back to. It does not know tokens.
+In: what the spec says of the text. Out: one partition's documents in order, with a state to resume from
+that can be written down as JSON and gone back to. It does not know tokens.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _commit(dataset: str, revision: str | None) -> str:
 
 
 class Documents:
-    """One partition's documents in order. `position` and `seek` speak plain JSON."""
+    """One partition's documents in order. `resume_state` and `seek` speak plain JSON."""
 
     def __init__(
         self,
@@ -121,19 +121,19 @@ class Documents:
         *,
         partition: int = 0,
         partitions: int = 1,
-        position: dict[str, Any] | None = None,
+        resume_state: dict[str, Any] | None = None,
     ) -> None:
         self._column: str = text["column"]
         self._name = text.get("name") or ", ".join(file["name"] for file in text["files"])
         self._index = 0
         with _translate_errors(self._name):
             self._share = _share(_open(text, paths), partition, partitions)
-            self._begin_file(position["file"] if position else 0)
-            # datasets tells the state of the very beginning until the first row after a place.
-            self._resume_state = position
-            if position is not None:
-                self._index = position["index"]
-                self._rows.load_state_dict(position["state"])
+            self._begin_file(resume_state["file"] if resume_state else 0)
+            # datasets tells the state of the very beginning until the first row after a resumption.
+            self._resume_state = resume_state
+            if resume_state is not None:
+                self._index = resume_state["index"]
+                self._rows.load_state_dict(resume_state["state"])
             self._iterator = iter(self._rows)
 
     def _begin_file(self, number: int) -> None:
@@ -147,8 +147,8 @@ class Documents:
         self._rows = self._share.shard(num_shards=self._share.num_shards, index=number).reshard()
         self._iterator = iter(self._rows)
 
-    def position(self) -> dict[str, Any]:
-        """The place before the next document: the file of the share, `datasets`' own state in it, and
+    def resume_state(self) -> dict[str, Any]:
+        """The state before the next document: the file of the share, `datasets`' own state in it, and
         the number of documents before it."""
         here = {"index": self._index, "file": self._file, "state": self._rows.state_dict()}
         return self._resume_state or here

@@ -1,7 +1,7 @@
 """Tokens packed into batches of exactly `sequences x positions`.
 
 In: a stream of documents and a tokenizer. Out: batches, each with the documents that it holds and
-the place in the stream at which the next one begins, as plain JSON. It does not know what the text
+the resume state from which the next one begins, as plain JSON. It does not know what the text
 is, where it comes from, or what becomes of a batch.
 
 Batch k is tokens [n k, n (k + 1)) of the stream: documents are joined in order with nothing
@@ -27,13 +27,13 @@ class TooLittleText(InputError):
 
 
 class DocumentStream(Protocol):
-    """Documents in order, with a place that can be written down and gone back to."""
+    """Documents in order, with a state to resume from that can be written down."""
 
     def next(self) -> tuple[str, str] | None:
         """The next document as (id, text); None at the end."""
 
-    def position(self) -> dict[str, Any]:
-        """The place before the next document, as plain JSON."""
+    def resume_state(self) -> dict[str, Any]:
+        """The state before the next document, as plain JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Span:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """int32 `token_ids` [sequence, position], its documents, and the place after it."""
+    """int32 `token_ids` [sequence, position], its documents, and the state to resume from after it."""
 
     token_ids: npt.NDArray[np.int32]
     documents: tuple[Span, ...]
-    position: dict[str, Any]
+    resume_state: dict[str, Any]
 
 
 def batches(
@@ -73,8 +73,8 @@ def batches(
     """Batches of `sequences x positions` tokens until the stream ends; a last incomplete one is an error.
 
     `stream` stands at the first document, of which `offset` tokens are already used, by `first`
-    batches; `source` is what the stream is called. `Batch.position` is
-    `{"stream": place, "offset": tokens}` for the batch after it.
+    batches; `source` is what the stream is called. `Batch.resume_state` is
+    `{"stream": state, "offset": tokens}` for the batch after it.
     Raises TooLittleText when the text ends inside a batch, so that a caller who needs no further
     batch must not ask for one.
     """
@@ -83,7 +83,7 @@ def batches(
     parts: list[npt.NDArray[np.int32]] = []
     spans: list[Span] = []
     while True:
-        before = stream.position()
+        before = stream.resume_state()
         document = stream.next()
         if document is None:
             raise _too_little(source, first, have, size)
@@ -104,8 +104,8 @@ def batches(
             yield Batch(
                 token_ids=_sequences(np.concatenate(parts), sequences, bos),
                 documents=tuple(spans),
-                position={
-                    "stream": stream.position() if whole else before,
+                resume_state={
+                    "stream": stream.resume_state() if whole else before,
                     "offset": 0 if whole else used,
                 },
             )

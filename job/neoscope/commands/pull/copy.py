@@ -1,4 +1,4 @@
-"""A whole run to another place, its manifest last, so that the copy is a run of its own.
+"""A whole run to a destination, its manifest last, so that the copy is a run of its own.
 
 In: a verified source and a destination that is taken. Out: every object that the run names. What an
 earlier start has left there is checked and not fetched again.
@@ -57,7 +57,7 @@ def _check_sizes(dest: Store, sizes: dict[str, int]) -> None:
         if there.get(key) != sizes[key]:
             raise CheckError(
                 f"{dest.url}/{key} was put with {sizes[key]} bytes and has {there.get(key, 'none')}: "
-                "the storage is faulty; give another place"
+                "the storage is faulty; give another destination"
             )
 
 

@@ -1,6 +1,6 @@
-"""A run, or a part of it, to another place: every byte is held against what the run recorded of it.
+"""A run, or a part of it, to a destination: every byte is held against what the run recorded of it.
 
-In: a committed run and a place. Out: a copy that is itself a run, or a selection of its arrays. What
+In: a committed run and a destination. Out: a copy that is itself a run, or a selection of its arrays. What
 an earlier start has left there is checked and not fetched again. It does not know what the values mean.
 """
 
@@ -13,7 +13,7 @@ from neoscope.commands.pull.copy import pull_run
 from neoscope.commands.pull.selection import Selection, select
 from neoscope.commands.pull.source import VerifiedSource, open_verified_source
 from neoscope.errors import ConflictError, UsageError
-from neoscope.format.claim import check_place, take_place
+from neoscope.format.claim import check_destination, take_destination
 from neoscope.format.layout import CLAIM, SELECTION
 from neoscope.progress import Progress
 from neoscope.spec import differing_fields
@@ -37,10 +37,10 @@ def pull(
     the run is not as recorded, InputError where the run is not committed.
     """
     if source.url == dest.url:
-        raise UsageError(f"{dest.url} is the run itself: give another place")
+        raise UsageError(f"{dest.url} is the run itself: give another destination")
     origin = open_verified_source(source)
     if form == "zarr" and layers is sequences is neurons is None:
-        claim_place(dest, CLAIM, bytes(origin.read(CLAIM)))
+        claim_destination(dest, CLAIM, bytes(origin.read(CLAIM)))
         return pull_run(origin, dest, progress)
     selection = select(origin.run.claim, layers=layers, sequences=sequences, neurons=neurons)
     said = describe(origin, selection)
@@ -51,7 +51,7 @@ def pull(
         from neoscope.commands.pull.to_zarr import pull_group as pull_part
     if form == "safetensors" and not dest.is_local:
         raise UsageError(f"--to safetensors writes to a local folder, not to {dest.url}")
-    claim_place(dest, SELECTION, body)
+    claim_destination(dest, SELECTION, body)
     pull_part(origin, dest, selection, said, progress)
     return f"{dest.url} holds what was selected of {source.url}, every byte of it as recorded"
 
@@ -65,14 +65,16 @@ def describe(origin: VerifiedSource, selection: Selection) -> dict[str, Any]:
     }
 
 
-def claim_place(dest: Store, key: str, body: bytes) -> None:
-    """Put `body` first of all at a place. ConflictError where there is something else already."""
-    check_place(dest, key)
-    there = take_place(dest, key, body)
+def claim_destination(dest: Store, key: str, body: bytes) -> None:
+    """Put `body` first of all at the destination. ConflictError where there is something else already."""
+    check_destination(dest, key)
+    there = take_destination(dest, key, body)
     if there == body:
         return
     try:
         found = "; ".join(differing_fields(json.loads(body), json.loads(there)))[:500]
     except ValueError:
         found = f"{key} is damaged"
-    raise ConflictError(f"{dest.url} holds something else already: {found}; give an empty place")
+    raise ConflictError(
+        f"{dest.url} holds something else already: {found}; give an empty destination"
+    )

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from neoscope.errors import CheckError
 from neoscope.format.layout import ACTIVATIONS
-from neoscope.reading.inventory import Inventory, Problem, check_chunk, read_inventory
+from neoscope.reading.inventory import Inventory, Problem, read_chunk, read_inventory
 from neoscope.reading.status import committed
 from neoscope.storage.store import Store
 
@@ -28,7 +28,7 @@ class VerifiedSource:
 
     def read(self, key: str) -> memoryview:
         """The bytes of an object. Raises CheckError where they are not those that were recorded."""
-        body = self.store.read(key)
+        body = self.store.read(key, self.run.fits(key))
         find = self.run.find(key, body)
         if find is not None or body is None:
             raise self._bad(find or Problem(key, "is missing"))
@@ -36,7 +36,7 @@ class VerifiedSource:
 
     def values(self, key: str) -> npt.NDArray[Any]:
         """The values of a chunk. Raises CheckError as `read` does."""
-        values = check_chunk(key, self.store.read(key), self.run.chunks[key])
+        values = read_chunk(self.store, key, self.run.chunks[key])
         if isinstance(values, Problem):
             raise self._bad(values)
         return values

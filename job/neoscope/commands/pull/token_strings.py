@@ -1,6 +1,6 @@
 """The string of every token of a selection, beside its token ids, so that any reader of Zarr has them.
 
-In: a place that holds the token ids, and the vocabulary's strings. Out: the chunks of `token_text` in
+In: a destination that holds the token ids, and the vocabulary's strings. Out: the chunks of `token_text` in
 Zarr's `string` (codecs vlen-utf8 and crc32c). It does not know what else is selected.
 """
 

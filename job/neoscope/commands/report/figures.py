@@ -96,6 +96,36 @@ def correlations(r: xr.DataArray) -> str:
         return _svg(figure, words)
 
 
+def token_shares(layers: list[int], shares: dict[str, list[float | None]]) -> str:
+    """The median neuron's share of variance in each layer that goes with the `token` at all, with length and
+    frequency (`both`), with `frequency` and with `length`; a gap for None."""
+    words = (
+        "Share of the variance of each layer's median neuron that goes with which token it is, with "
+        "length and frequency together, with frequency alone and with length alone"
+    )
+    styles: dict[str, Any] = {
+        "token": {"color": INK, "linestyle": "-", "label": "which token it is"},
+        "both": {"color": MUTED, "linestyle": "-", "label": "length and frequency"},
+        "frequency": {
+            "color": GROUP_COLOURS["shorter"],
+            "linestyle": "--",
+            "label": "frequency alone",
+        },
+        "length": {"color": GROUP_COLOURS["longer"], "linestyle": ":", "label": "length alone"},
+    }
+    with rc_context(STYLE):
+        figure, axes = _figure(6.4, 3.2)
+        for name, style in styles.items():
+            percent = [np.nan if each is None else 100 * each for each in shares[name]]
+            axes.plot(layers, percent, marker="o", markersize=3, linewidth=1.6, **style)
+        axes.set_ylim(bottom=0)
+        axes.set_xticks(_some(np.array(layers)))
+        axes.set_xlabel("layer")
+        axes.set_ylabel("share of variance, %")
+        figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8.5)
+        return _svg(figure, words)
+
+
 def limits(histogram: xr.DataArray) -> tuple[float, float]:
     """The range that holds 99.8 % of the values of every layer; `histogram` is [group, layer, bin]."""
     counts = histogram.sum("group").values[:, 1:-1]

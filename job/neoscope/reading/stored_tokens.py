@@ -1,0 +1,115 @@
+"""Tokens of a committed run, and the sums by token of its stored arrays.
+
+In: a URL. Out: a table of tokens, and `TokenSums` layer by layer. Each is read in blocks of sequences, and
+nothing is kept of a block. It does not know what is made of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import xarray as xr
+
+from neoscope.errors import CheckError, InputError
+from neoscope.format.layout import TOKEN_IDS, TOKEN_LENGTH
+from neoscope.reading import token_features
+from neoscope.reading.dataset import open_arrays, vocabulary
+from neoscope.reading.status import committed
+from neoscope.spec import LAYER
+from neoscope.statistics.token_sums import TokenAccumulator, TokenSums
+from neoscope.storage.store import open_store
+
+BLOCK_BYTES = 64_000_000  # of values that are read at a time
+
+
+def features(
+    url: str,
+    *,
+    frequency: Mapping[Any, float] | pd.Series | None = None,
+    endpoint_url: str | None = None,
+) -> pd.DataFrame:
+    """One row for every token id that occurs in the run; special tokens have none.
+
+    Index `token_id`; columns `token` (its string), `length` in characters, `log_frequency`,
+    `begins_with_space`, `class` (see `token_features.CLASSES`), `capital` (its first character after
+    a space is one), `split_character` (part of one, or U+FFFD itself). `log_frequency` is the natural
+    logarithm of the share of the run's tokens, first positions among them, or of `frequency`: counts
+    or shares by token id or string, of which every token needs one (InputError).
+
+    Columns of one's own join by id, `table.join(mine)`, or by string, `table.join(mine, on="token")`.
+    """
+    store = open_store(url, endpoint_url=endpoint_url)
+    manifest = committed(store)
+    count = np.zeros(manifest["tokenizer"]["size"], np.int64)
+    length = np.zeros(len(count), np.int64)
+    arrays = open_arrays(store)
+    for rows in _blocks(arrays[TOKEN_IDS]):
+        ids, lengths = _tokens(arrays.isel(sequence=rows), url)
+        count += np.bincount(ids.ravel(), minlength=len(count))
+        length[ids] = lengths
+    token = np.flatnonzero((count > 0) & (length > 0))
+    strings = vocabulary(store, manifest)[token]
+    occurs = (
+        count[token].astype(np.float64)
+        if frequency is None
+        else token_features.frequencies(frequency, token, strings.tolist())
+    )
+    return token_features.table(token, strings, length[token], occurs)
+
+
+def sums(
+    url: str, *, layers: Sequence[int] | None = None, endpoint_url: str | None = None
+) -> Iterator[TokenSums]:
+    """The sums by token of the run's stored arrays, layer by layer, each made when it is asked for.
+
+    `list(by_token.sums(url))` keeps them for several questions: 8 bytes for every layer, neuron and
+    token that occurs. Raises InputError for a run without arrays or a layer that it does not have,
+    CheckError for arrays with a chunk missing.
+    """
+    store = open_store(url, endpoint_url=endpoint_url)
+    committed(store)
+    arrays = open_arrays(store)
+    stored = sorted(int(str(name)[len(LAYER) :]) for name in arrays.data_vars)
+    if not stored:
+        raise InputError(f"the run at {url} has no arrays (--no-arrays): no sums by token follow")
+    unknown = sorted(set(layers or ()).difference(stored))
+    if unknown:
+        raise InputError(f"the run at {url} has no layer {unknown[0]}: it has {stored}")
+    return (
+        _layer_sums(arrays, layer, url) for layer in stored if layers is None or layer in layers
+    )
+
+
+def _layer_sums(arrays: xr.Dataset, layer: int, url: str) -> TokenSums:
+    values = arrays[f"{LAYER}{layer}"]
+    accumulator = TokenAccumulator(layer)
+    for rows in _blocks(values):
+        ids, lengths = _tokens(arrays.isel(sequence=rows), url)
+        first = np.zeros(ids.shape, bool)
+        first[:, 0] = True
+        chosen = lengths > 0
+        try:
+            accumulator.add(values.isel(sequence=rows).values[chosen], ids[chosen], first[chosen])
+        except CheckError as error:
+            raise CheckError(f"{url}: {error}; see neoscope verify") from None
+    return accumulator.sums()
+
+
+def _tokens(arrays: xr.Dataset, url: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Token ids and lengths [sequence, position] of some sequences."""
+    ids = arrays[TOKEN_IDS].values
+    if ids.min(initial=0) < 0:  # what a missing chunk reads as
+        raise CheckError(f"{url}: a chunk of {TOKEN_IDS} is missing: see neoscope verify")
+    return ids, arrays[TOKEN_LENGTH].values
+
+
+def _blocks(values: xr.DataArray) -> Iterator[slice]:
+    """Sequences of whole chunks, of BLOCK_BYTES or one chunk's."""
+    chunk = values.encoding["preferred_chunks"]["sequence"]
+    sequence = values.dtype.itemsize * int(np.prod(values.shape[1:]))
+    step = max(1, BLOCK_BYTES // (sequence * chunk)) * chunk
+    return (slice(start, start + step) for start in range(0, values.shape[0], step))

@@ -1,0 +1,253 @@
+"""The loop, verify, status and a restart over a network: 15 ms each way and 80 MB/s a connection.
+
+    python tests/benchmarks/network.py [BATCHES] [ROUNDS]
+
+toxiproxy stands before a MinIO on this machine. A stand-in for the device gives the layers of 4 x 512
+tokens of a model of GPT-Neo 125M's shape at no cost, so that the rate is that of storing. It is compared
+with plain puts of objects of the same sizes by obstore, at the number of connections that is best, and
+`verify` with plain gets. Then `status` and a restart of a finished run of 64 partitions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import obstore
+import torch
+from measure import machine
+from neoscope.run import run
+from obstore.store import S3Store
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+from neoscope.commands.verify import verify
+from neoscope.pipeline import partition
+from neoscope.progress import Progress
+from neoscope.storage.store import open_store
+from neoscope.text.documents import SAMPLE_FILE
+from neoscope.text.tokenizer import packaged_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "job" / "local"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import minio
+import programs
+
+LATENCY_MS, RATE_KB = 15, 80_000
+CONNECTIONS = (4, 8, 16, 32)
+LAYERS, NEURONS, SEQUENCES, POSITIONS = 12, 3072, 4, 512
+PARTITIONS = 64
+LEFT_OUT = {"sign_payload": False, "connections": None}
+
+
+@contextmanager
+def link(endpoint: str) -> Iterator[str]:
+    """The address of a link to `endpoint`."""
+    control, listen = (f"127.0.0.1:{minio._free_port()}" for _ in range(2))
+    host, port = control.split(":")
+    command = [programs.program("toxiproxy"), "-host", host, "-port", port]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "LOG_LEVEL": "error"},
+    ) as process:
+        try:
+            while not answers(control):
+                time.sleep(0.05)
+            upstream = endpoint.removeprefix("http://")
+            ask(control, "/proxies", {"name": "link", "listen": listen, "upstream": upstream})
+            for stream, (kind, key, value) in itertools.product(
+                ("upstream", "downstream"),
+                (("latency", "latency", LATENCY_MS), ("bandwidth", "rate", RATE_KB)),
+            ):
+                toxic = {"type": kind, "stream": stream, "attributes": {key: value}}
+                ask(control, "/proxies/link/toxics", toxic)
+            yield f"http://{listen}"
+        finally:
+            process.terminate()
+
+
+def ask(control: str, path: str, body: dict[str, Any]) -> None:
+    request = urllib.request.Request(f"http://{control}{path}", json.dumps(body).encode())
+    urllib.request.urlopen(request, timeout=10).close()
+
+
+def answers(control: str) -> bool:
+    try:
+        urllib.request.urlopen(f"http://{control}/version", timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+class Device:
+    """A stand-in for the device: it has every layer ready, and says when it was first asked."""
+
+    def __init__(self) -> None:
+        self.layers = torch.randn(LAYERS, SEQUENCES, POSITIONS, NEURONS)
+        self.began = 0.0
+
+    def stream(self, _model: Any, _ids: Any, consumers: list[Any], **_: Any) -> None:
+        self.began = self.began or time.perf_counter()
+        for number in range(LAYERS):
+            for take in consumers:
+                take(f"MLP_{number}", self.layers[number])
+
+
+def make_model(folder: Path) -> None:
+    config = GPTNeoConfig(
+        hidden_size=16,
+        intermediate_size=NEURONS,
+        num_layers=LAYERS,
+        num_heads=2,
+        attention_types=[[["global", "local"], LAYERS // 2]],
+        max_position_embeddings=POSITIONS,
+    )
+    GPTNeoForCausalLM(config).save_pretrained(folder)
+    packaged_tokenizer().save_pretrained(folder)
+
+
+def job(url: str, endpoint: str, texts: list[Path], partition: int = 0, **options: Any) -> None:
+    with contextlib.redirect_stderr(io.StringIO()):
+        run(
+            url,
+            options,
+            partition=str(partition),
+            text_paths=texts,
+            device="cpu",
+            endpoint_url=endpoint,
+            progress=Progress(quiet=True),
+            **LEFT_OUT,  # type: ignore[arg-type]
+        )
+
+
+def put(backend: S3Store, body: bytes, item: tuple[str, int]) -> None:
+    obstore.put(backend, item[0], memoryview(body)[: item[1]], use_multipart=False)
+
+
+def get(backend: S3Store, item: tuple[str, int]) -> None:
+    obstore.get(backend, item[0]).bytes()
+
+
+def at_once(count: int, work: Callable[[tuple[str, int]], object], sizes: dict[str, int]) -> float:
+    """MB/s of work on every object, so many at a time."""
+    began = time.perf_counter()
+    with ThreadPoolExecutor(count) as pool:
+        for _ in pool.map(work, sizes.items()):
+            pass
+    return sum(sizes.values()) / (time.perf_counter() - began) / 1e6
+
+
+def rates(folder: Path, endpoint: str, batches: int, rounds: int) -> None:
+    model, text, device = folder / "model", folder / "text.jsonl", Device()
+    make_model(model)
+    text.write_bytes(SAMPLE_FILE.read_bytes() * (batches // 2 + 1))
+    body = np.random.default_rng(0).bytes(8_000_000)
+    rows: dict[str, list[float]] = {}
+
+    def tell(name: str, rate: float) -> None:
+        rows.setdefault(name, []).append(rate)
+
+    original, partition.stream = partition.stream, device.stream
+    for number in range(rounds):
+        url, device.began = f"s3://bench/loop-{number}", 0.0
+        options = {
+            "model": str(model),
+            "batches": batches,
+            "sequences": SEQUENCES,
+            "statistics": False,
+        }
+        job(url, endpoint, [text], **options)
+        seconds = time.perf_counter() - device.began
+        store = open_store(url, endpoint_url=endpoint)
+        sizes = {item.key: item.size for item in store.objects()}
+        tell("the loop", sum(sizes.values()) / seconds / 1e6)
+        raw = open_store(f"s3://bench/raw-{number}", endpoint_url=endpoint).backend
+        for name, work in (
+            ("plain puts", functools.partial(put, raw, body)),
+            ("plain gets", functools.partial(get, store.backend)),
+        ):
+            for count in CONNECTIONS:
+                tell(f"{name}, {count} connections", at_once(count, work, sizes))
+        began = time.perf_counter()
+        assert verify(open_store(url, endpoint_url=endpoint), Progress(quiet=True)) == []
+        tell("verify", sum(sizes.values()) / (time.perf_counter() - began) / 1e6)
+    partition.stream = original
+    median = {name: float(np.median(row)) for name, row in rows.items()}
+    total = f"{len(sizes)} objects of {sum(sizes.values()) / 1e9:.2f} GB"
+    print(f"{batches} batches of {SEQUENCES} x {POSITIONS}, {total}")
+    for name, row in rows.items():
+        print(f"{name:<32}{median[name]:>8.0f} MB/s   {min(row):.0f}..{max(row):.0f}")
+    for ours, theirs in (("the loop", "plain puts"), ("verify", "plain gets")):
+        best = max(rate for name, rate in median.items() if name.startswith(theirs))
+        print(f"{ours}: {median[ours] / best:.2f} of the best of {theirs}")
+
+
+def many_partitions(folder: Path, direct: str, endpoint: str) -> None:
+    """Seconds of `status` and of a restart of a finished run, each a process of its own."""
+    texts = []
+    for number in range(PARTITIONS):
+        texts.append(folder / f"{number}.jsonl")
+        texts[-1].write_bytes(SAMPLE_FILE.read_bytes().splitlines(keepends=True)[number % 33])
+    shape = {"sequences": 1, "positions": 16, "partitions": PARTITIONS, "arrays": False}
+    model = str(folder / "model")
+    for number in range(PARTITIONS):
+        job("s3://bench/parts", direct, texts, number, model=model, **shape)
+    words = ["--model", model, "--sequences", "1", "--positions", "16", "--no-arrays"]
+    words += [
+        "--partitions",
+        str(PARTITIONS),
+        *(w for text in texts for w in ("--text", str(text))),
+    ]
+    print(
+        f"\na finished run of {PARTITIONS} partitions, whole process, over the link and over loopback"
+    )
+    for name, command in (
+        ("--help", ["--help"]),
+        ("status", ["status", "s3://bench/parts"]),
+        ("run, again", ["run", "s3://bench/parts", *words]),
+    ):
+        spent = []
+        for address in (endpoint, direct):
+            began = time.perf_counter()
+            done = subprocess.run(
+                [sys.executable, "-m", "neoscope", *command],
+                env={**os.environ, "AWS_ENDPOINT_URL": address},
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, done.stderr
+            spent.append(time.perf_counter() - began)
+        print(f"{name:<32}{spent[0]:>8.2f} s, {spent[1]:.2f} s")
+
+
+if __name__ == "__main__":
+    numbers = [int(word) for word in sys.argv[1:]] + [4, 3][len(sys.argv) - 1 :]
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        with minio.server(place / "minio") as server:
+            os.environ.update(server.environment, AWS_DEFAULT_REGION="us-east-1")
+            boto3.client("s3").create_bucket(Bucket="bench")
+            with link(server.endpoint) as far:
+                print(
+                    f"{LATENCY_MS} ms each way, {RATE_KB / 1000:.0f} MB/s a connection\n{machine()}\n"
+                )
+                rates(place, far, *numbers)
+                many_partitions(place, server.endpoint, far)

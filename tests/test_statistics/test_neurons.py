@@ -1,0 +1,310 @@
+"""What each neuron does, as it is added up: against numpy, and on values that are hard."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from neoscope.errors import CheckError, UsageError
+from neoscope.statistics import neuron_accumulator
+from neoscope.statistics.neuron_accumulator import NeuronStatistics
+from neoscope.statistics.neurons import (
+    BINS,
+    DESCRIPTIONS,
+    DIMENSIONS,
+    HALF,
+    Neurons,
+    constant_layers,
+    coordinates,
+    merge,
+)
+from support.neurons_by_numpy import assert_as_numpy
+
+NEURONS = 135  # more than the kernel has in the cache at a time, and no multiple of it
+POSITIONS = 11
+CPU = torch.device("cpu")
+Batch = tuple[torch.Tensor, npt.NDArray[np.uint16]]
+
+
+@pytest.fixture(params=["kernel", "torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways of adding: the kernel, and what runs on a GPU, on a CPU."""
+    if request.param == "torch":
+        monkeypatch.setattr(
+            neuron_accumulator, "_accumulate_numba", neuron_accumulator.accumulate_torch
+        )
+        monkeypatch.setattr(neuron_accumulator, "ELEMENTS", 3 * POSITIONS * NEURONS)
+    return str(request.param)
+
+
+def some(seed: int, sequences: int = 4, positions: int = POSITIONS) -> Batch:
+    """Values [sequence, position, neuron], many of them equal, beyond the edges and on them, and token
+    lengths [sequence, position], some of them 0."""
+    random = np.random.default_rng(seed)
+    values = random.standard_normal((sequences, positions, NEURONS), np.float32) * 8
+    values[:, :, ::3] = np.round(values[:, :, ::3] * 2) / 2
+    values[:, :, 1::9] = -np.abs(values[:, :, 1::9])  # these never fire
+    return torch.from_numpy(values), random.integers(0, 5, (sequences, positions)).astype(np.uint16)
+
+
+def statistics(contexts: int = 3, neurons: int = NEURONS, layers: int = 1) -> NeuronStatistics:
+    return NeuronStatistics(
+        layers=[f"MLP_{layer}" for layer in range(layers)],
+        neurons=neurons,
+        tokens=10**6,
+        device=CPU,
+        contexts=contexts,
+    )
+
+
+def state_of(*batches: Batch, first: int = 0, contexts: int = 3) -> Neurons:
+    """The state of batches, the first of which begins at token `first`."""
+    state = statistics(contexts, batches[0][0].shape[2])
+    for values, lengths in batches:
+        state.add("MLP_0", values, lengths, first)
+        first += lengths.size
+    return state.neurons()
+
+
+def joined(batches: list[Batch]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint16]]:
+    return (
+        np.concatenate([values.numpy() for values, _ in batches]),
+        np.concatenate([lengths for _, lengths in batches]),
+    )
+
+
+def same(one: dict[str, Any], other: dict[str, Any], *, but: tuple[str, ...] = ()) -> bool:
+    return all(one[name].tobytes() == other[name].tobytes() for name in one if name not in but)
+
+
+@pytest.mark.parametrize("contexts", [1, 3, 40])
+def test_every_field_is_numpys(way: str, contexts: int) -> None:
+    batches = [some(seed) for seed in range(3)]
+    arrays = merge([state_of(*batches, contexts=contexts)], contexts)
+    assert_as_numpy(arrays, *joined(batches), layer=0)
+
+
+def test_a_sequence_of_a_whole_block_and_more_is_numpys(way: str) -> None:
+    batch = some(1, sequences=2, positions=300)
+    assert_as_numpy(merge([state_of(batch)], 3), *joined([batch]), layer=0)
+
+
+def test_special_tokens_are_in_nothing(way: str) -> None:
+    """Nor what they have, even where it is not a number; a sequence may have no others."""
+    values, lengths = some(0)
+    lengths[1] = 0
+    lengths[2, :3] = 0
+    values[lengths == 0] = math.nan
+    arrays = merge([state_of((values, lengths), contexts=9)], 9)
+    assert_as_numpy(arrays, values.numpy(), lengths, layer=0)
+    assert (arrays["highest_token"][0, 0] // POSITIONS != 1).all()
+    assert (arrays["highest_token"] >= 0).sum(axis=-1).max() == 3
+
+    nothing = merge([state_of((values, np.zeros_like(lengths)))], 3)
+    assert_as_numpy(nothing, values.numpy(), np.zeros_like(lengths), layer=0)
+    assert nothing["tokens"].tolist() == [0, 0]
+
+
+def test_equal_values_stand_in_the_order_of_their_tokens(way: str) -> None:
+    """0.0 and -0.0 are equal, and each stays what it is."""
+    values = torch.zeros(6, POSITIONS, NEURONS)
+    values[1::2] = -0.0
+    lengths = np.ones((6, POSITIONS), np.uint16)
+    batches = [(values[:4], lengths[:4]), (values[4:], lengths[4:])]
+    arrays = merge([state_of(*batches, contexts=5)], 5)
+    assert_as_numpy(arrays, values.numpy(), lengths, layer=0)
+    assert arrays["highest_token"][0, 0, 0].tolist() == [1, 12, 23, 34, 45]
+    assert np.signbit(arrays["lowest_value"][0, 0, 0]).tolist() == [False, True, False, True, False]
+    assert not arrays["firing"].any()
+
+
+def test_partitions_merge_to_the_same_in_every_order(way: str) -> None:
+    batches = [some(seed) for seed in range(3)]
+    batches[2] = (batches[0][0].clone(), batches[0][1])  # ties between partitions
+    size = batches[0][1].size
+    parts = [state_of(batch, first=i * size) for i, batch in enumerate(batches)]
+    merged = merge(parts, 3)
+    assert_as_numpy(merged, *joined(batches), layer=0)
+    moments = ("mean", "moment2", "moment3", "moment4")
+    for order in itertools.permutations(parts):
+        other = merge(order, 3)
+        assert same(merged, other, but=moments)
+        for name in moments:
+            scale = np.nanmax(np.abs(merged[name]))
+            np.testing.assert_allclose(other[name], merged[name], rtol=1e-9, atol=1e-12 * scale)
+
+
+def test_a_partition_without_some_tokens_merges(way: str) -> None:
+    batches = [some(0), some(1), some(2)]
+    batches[0][1][:] = 0
+    batches[1][1][:, 0] = 0
+    batches[2][1][:, 1:] = 0
+    size = batches[0][1].size
+    parts = [state_of(batch, first=i * size) for i, batch in enumerate(batches)]
+    assert_as_numpy(merge(parts, 3), *joined(batches), layer=0)
+
+
+def test_where_the_text_is_divided_changes_no_bit() -> None:
+    values, lengths = some(0, sequences=6, positions=150)
+    whole = state_of((values, lengths))
+    parts = [(values[i : i + 2], lengths[i : i + 2]) for i in (0, 2, 4)]
+    assert state_of(*parts).dump() == whole.dump()
+
+    for stop in (1, 2):
+        again = statistics()
+        again.restore(Neurons.load(state_of(*parts[:stop]).dump()))
+        for index in range(stop, 3):
+            again.add("MLP_0", *parts[index], index * 300)
+        assert again.neurons().dump() == whole.dump()
+
+
+def test_on_other_devices_where_the_text_is_divided_changes_sums_within_rounding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values, lengths = some(0, sequences=6)
+    kernel = merge([state_of((values, lengths))], 3)
+    monkeypatch.setattr(
+        neuron_accumulator, "_accumulate_numba", neuron_accumulator.accumulate_torch
+    )
+    parts = [(values[i : i + 2], lengths[i : i + 2]) for i in (0, 2, 4)]
+    begun = statistics()
+    begun.restore(Neurons.load(state_of(*parts[:1]).dump()))
+    for index in (1, 2):
+        begun.add("MLP_0", *parts[index], index * 2 * POSITIONS)
+    divided = merge([begun.neurons()], 3)
+    moments = ("mean", "moment2", "moment3", "moment4")
+    assert same(kernel, divided, but=moments)
+    for name in moments:
+        scale = np.abs(kernel[name]).max()
+        np.testing.assert_allclose(divided[name], kernel[name], rtol=1e-9, atol=1e-12 * scale)
+
+
+def test_a_state_that_was_taken_does_not_change(way: str) -> None:
+    state = statistics()
+    state.add("MLP_0", *some(0), 0)
+    taken = state.neurons()
+    before = taken.dump()
+    state.add("MLP_0", *some(1), 44)
+    assert taken.dump() == before
+
+
+def test_layers_are_apart() -> None:
+    batches = [some(0), some(1)]
+    state = statistics(layers=2)
+    for layer, (values, _) in enumerate(batches):
+        state.add(f"MLP_{layer}", values, batches[0][1], 0)
+    arrays = merge([state.neurons()], 3)
+    for layer, (values, _) in enumerate(batches):
+        assert_as_numpy(arrays, values.numpy(), batches[0][1], layer=layer)
+
+
+def test_a_value_is_never_on_the_wrong_side_of_an_edge(way: str) -> None:
+    """Every edge, the numbers next to it, and what no edge is near."""
+    near = np.float32(np.arange(-HALF, HALF + 1) / 8)
+    tiny, huge = np.float32([0, -0.0, 1e-45, -1e-45]), np.float32([3.4e38, -3.4e38, 1e30])
+    up, down = (np.nextafter(near, np.float32(end)) for end in (np.inf, -np.inf))
+    values = np.concatenate([near, up, down, tiny, huge])
+    rows = torch.from_numpy(values).reshape(1, -1, 1)
+    state = state_of((rows, np.ones(rows.shape[:2], np.uint16)))
+    expected = np.zeros(BINS, np.int64)
+    for value in values.tolist():
+        expected[min(max(math.floor(Fraction(value) * 8), -HALF - 1), HALF) + HALF + 1] += 1
+    np.testing.assert_array_equal(state.histogram[0, :, 0].sum(axis=0), expected)
+    assert state.firing.sum() == (values > 0).sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_values_are_those_of_their_dtype(way: str, dtype: torch.dtype) -> None:
+    values, lengths = some(3)
+    narrow = values.to(dtype)
+    arrays = merge([state_of((narrow, lengths))], 3)
+    assert_as_numpy(arrays, narrow.float().numpy(), lengths, layer=0)
+
+
+def test_a_small_spread_around_a_large_mean_is_not_lost(way: str) -> None:
+    """Plain sums of powers in float64 would keep two digits of the second moment, and none of the fourth."""
+    values = torch.full((6, POSITIONS, NEURONS), 10_000.0)
+    values[:, ::3] += 2**-9
+    lengths = np.ones((6, POSITIONS), np.uint16)
+    batches = [(values[i : i + 2], lengths[:2]) for i in (0, 2, 4)]
+    size = batches[0][1].size
+    parts = [state_of(batch, first=i * size) for i, batch in enumerate(batches)]
+    assert_as_numpy(merge(parts, 3), values.numpy(), lengths, layer=0)
+
+
+def test_a_first_value_far_from_all_others_is_no_harm(way: str) -> None:
+    values, lengths = some(0, sequences=8)
+    lengths[:] = 1
+    values /= 8
+    values[0, :2] = 3000.0
+    batch = (values, lengths)
+    assert_as_numpy(merge([state_of(batch)], 3), *joined([batch]), layer=0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("token", [0, 7])
+def test_a_value_that_is_not_finite_is_an_error(way: str, value: float, token: int) -> None:
+    values, lengths = some(0)
+    lengths[:] = 2
+    values[1, token, 3] = value
+    with pytest.raises(CheckError, match="MLP_0 has values that are not finite"):
+        state_of((values, lengths))
+
+
+def test_counts_use_all_of_their_bits(way: str) -> None:
+    values, lengths = torch.full((1, 2, 1), 1.0), np.ones((1, 2), np.uint16)
+    full = state_of((values, lengths))
+    full.tokens[:] = full.firing[:] = full.histogram[full.histogram > 0] = 2**32 - 2
+    state = statistics(neurons=1)
+    state.restore(Neurons.load(full.dump()))
+    state.add("MLP_0", values, lengths, 2)
+    found = merge([state.neurons()] * 2, 3)
+    assert found["firing"][0, :, 0].tolist() == [2 * (2**32 - 1)] * 2
+    assert found["histogram"].max(axis=-1)[0, :, 0].tolist() == [2 * (2**32 - 1)] * 2
+
+
+def test_more_tokens_than_are_counted_are_refused() -> None:
+    with pytest.raises(UsageError, match="4,294,967,296 tokens .* give more --partitions"):
+        NeuronStatistics(layers=["MLP_0"], neurons=1, tokens=2**32, device=CPU)
+
+
+def test_constant_layers_are_found() -> None:
+    batches = [some(0), some(1)]
+    state = statistics(layers=3)
+    lengths = batches[0][1]
+    for layer, values in enumerate((batches[0][0], torch.zeros(4, POSITIONS, NEURONS))):
+        state.add(f"MLP_{layer}", values, lengths, 0)
+    one = torch.full((4, POSITIONS, NEURONS), 0.5)
+    one[:, :, 0] = batches[0][0][:, :, 0]  # all neurons but one are constant, which may be
+    state.add("MLP_2", one, lengths, 0)
+    assert constant_layers(merge([state.neurons()], 3)) == [1]
+
+    single = np.zeros_like(lengths)
+    single[0, 0] = 1
+    assert constant_layers(merge([state_of((batches[0][0], single))], 3)) == []
+
+
+def test_a_layer_that_differs_only_between_partitions_or_places_is_not_constant() -> None:
+    lengths = np.ones((4, POSITIONS), np.uint16)
+    ones = torch.ones(4, POSITIONS, NEURONS)
+    parts = [state_of((ones * value, lengths), first=44 * value) for value in (0, 1)]
+    assert constant_layers(merge(parts, 3)) == []
+    ones[:, 0] = 2
+    assert constant_layers(merge([state_of((ones, lengths))], 3)) == []
+
+
+def test_every_array_is_described() -> None:
+    arrays = merge([state_of(some(0))], 3) | coordinates([0])
+    assert arrays.keys() == DIMENSIONS.keys() == DESCRIPTIONS.keys()
+    sizes: dict[str, int] = {}
+    for name, array in arrays.items():
+        for dimension, size in zip(DIMENSIONS[name], array.shape, strict=True):
+            assert sizes.setdefault(dimension, size) == size
+    assert arrays["bin_left"][1:].tolist() == arrays["bin_right"][:-1].tolist()
