@@ -11,7 +11,18 @@ from support.command import ROOT
 
 PACKAGE = ROOT / "job" / "neoscope"
 BELOW = {"errors", "arguments", "spec", "storage", "statistics"}
-EVERY = {*BELOW, "extra", "progress", "hub", "text", "model", "format", "reading", "pipeline", "commands"}
+EVERY = {
+    *BELOW,
+    "extra",
+    "progress",
+    "hub",
+    "text",
+    "model",
+    "format",
+    "reading",
+    "pipeline",
+    "commands",
+}
 ROOMS = {
     "errors": set[str](),
     "arguments": {"errors"},

@@ -21,14 +21,15 @@ def place(
     root = new_place(request.param, request)
 
     def run(name: str, *words: str) -> None:
-        done = invoke("run", f"{root}/{name}", *small_run, *words)
+        done = invoke("run", f"{root}/{name}", *words)
         assert done.code == 0, done.err
 
+    sizes = [word for word in small_run if word not in ("--dataset", "sample")]
     texts = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     for text in texts:
         text.write_text(json.dumps({"text": "The cat sat on the mat. " * 400}) + "\n", "utf-8")
-    run("one")
-    run("more/half", "--partitions", "2", *(w for text in texts for w in ("--text", str(text))))
+    run("one", *small_run)
+    run("more/half", *sizes, "--partitions", "2", *(w for text in texts for w in ("--text", str(text))))
     put(root, "notes/run.json", b'{"kind": "of mine"}')
     return lambda name="": f"{root}/{name}".rstrip("/")
 

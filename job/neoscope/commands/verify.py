@@ -32,6 +32,7 @@ from neoscope.reading.inventory import Expected, Inventory, Problem, read_chunk,
 from neoscope.statistics import token_lengths
 from neoscope.storage.store import REQUESTS_IN_FLIGHT, Store, again
 from neoscope.text.documents import describe_file
+from neoscope.text.vocabulary import length_table
 
 TOLD = 5  # names in a line
 NO_STATISTICS: dict[str, dict[str, Any]] = {"arrays": {}, "objects": {}}
@@ -97,7 +98,8 @@ def check_request(
 ) -> None:
     """Refuse what cannot be checked of this run, before all of it is read.
 
-    Raises UsageError for options that do not fit the run or the installation, InputError for text files that are not its own.
+    Raises UsageError for options that do not fit the run or what is installed, InputError for text files
+    that are not its own.
     """
     if text_paths and not text:
         raise UsageError("--text-file goes with --text: add it")
@@ -224,7 +226,7 @@ def _tokens(store: Store, run: Inventory) -> Iterator[Problem]:
         yield find
         return
     vocabulary = json.loads(body)
-    table = vocabulary.length_table(vocabulary["tokens"], vocabulary["special"])
+    table = length_table(vocabulary["tokens"], vocabulary["special"])
     for said in run.tokens:
         counts = []
         for keys in zip(said.ids, said.lengths, strict=True):

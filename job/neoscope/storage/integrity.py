@@ -21,6 +21,8 @@ import xxhash
 from obstore import exceptions as faults
 from obstore.store import LocalStore, S3Store
 
+from neoscope.storage.s3 import config_of
+
 if TYPE_CHECKING:
     from obstore import PutMode
 
@@ -96,15 +98,15 @@ def _sibling(backend: S3Store, *, checksum: bool) -> S3Store:
     """A store of the same bucket that sends each body's checksum, or else always a wrong one."""
     options = dict(backend.client_options or {})
     retry = dict(backend.retry_config or {})
-    config = dict(backend.config)
+    config = config_of(backend)
     if checksum:
-        config["checksum_algorithm"] = ALGORITHM
+        config["aws_checksum_algorithm"] = ALGORITHM
     else:
         options["default_headers"] = {HEADER: WRONG}
         retry["max_retries"] = 2  # 501 is repeated too
     return S3Store(
         prefix=backend.prefix,
-        config=config,  # type: ignore[arg-type]
+        config=config,
         client_options=options,  # type: ignore[arg-type]
         retry_config=retry,  # type: ignore[arg-type]
         credential_provider=backend.credential_provider,

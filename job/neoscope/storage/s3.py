@@ -109,6 +109,12 @@ def open_bucket(
     return f"s3://{bucket}/{prefix}", backend
 
 
+def config_of(bucket: S3Store) -> Any:
+    """The configuration of a store as another one takes it: obstore gives names back without the `aws_`
+    that it asks for of one of them, `aws_endpoint_url_s3`."""
+    return {f"aws_{name}": value for name, value in bucket.config.items()}
+
+
 def _bucket_and_prefix(url: str, root: bool) -> tuple[str, str]:
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     prefix = prefix.strip("/")

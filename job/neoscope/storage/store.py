@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
@@ -31,7 +31,7 @@ from neoscope.errors import InputError, UnavailableError, UsageError
 from neoscope.storage.connections import MOST
 from neoscope.storage.integrity import Body, Checksums, is_md5, same
 from neoscope.storage.requests import AlteredError, Requests
-from neoscope.storage.s3 import open_bucket
+from neoscope.storage.s3 import config_of, open_bucket
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -212,7 +212,7 @@ class Store:
             return sorted(obstore.list_with_delimiter(self.backend)["common_prefixes"])
 
         try:
-            found = self._do("s3:ListBucket", "", names)
+            found = self._requests.do("s3:ListBucket", "", names)
         except FileNotFoundError:
             return []
         if isinstance(self.backend, LocalStore):
@@ -223,11 +223,9 @@ class Store:
 
     def _at(self, prefix: str, bucket: S3Store) -> Store:
         """Another place in the same bucket."""
-        # obstore gives endpoint_url_s3 back, and takes it only with its first syllable.
-        config: Any = {f"aws_{name}": value for name, value in bucket.config.items()}
         backend = S3Store(
             prefix=prefix,
-            config=config,
+            config=config_of(bucket),
             client_options=bucket.client_options,
             retry_config=bucket.retry_config,
             credential_provider=bucket.credential_provider,
