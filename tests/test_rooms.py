@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from neoscope.extra import MODULES
 from support.command import ROOT
 
 PACKAGE = ROOT / "job" / "neoscope"
@@ -42,8 +43,8 @@ ROOMS = {
     "__init__": EVERY,
 }
 # A light install reads runs without these.
-HEAVY = {"torch", "transformers", "datasets", "tokenizers"}
-LIGHT = {"errors", "progress", "spec", "storage", "format", "reading"}
+HEAVY = set(MODULES)
+LIGHT = {"errors", "extra", "progress", "spec", "storage", "format", "reading"}
 
 
 def imports(room: str) -> Iterator[tuple[str, str]]:

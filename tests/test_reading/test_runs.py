@@ -29,7 +29,13 @@ def place(
     for text in texts:
         text.write_text(json.dumps({"text": "The cat sat on the mat. " * 400}) + "\n", "utf-8")
     run("one", *small_run)
-    run("more/half", *sizes, "--partitions", "2", *(w for text in texts for w in ("--text", str(text))))
+    run(
+        "more/half",
+        *sizes,
+        "--partitions",
+        "2",
+        *(w for text in texts for w in ("--text", str(text))),
+    )
     put(root, "notes/run.json", b'{"kind": "of mine"}')
     return lambda name="": f"{root}/{name}".rstrip("/")
 
