@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -69,6 +70,18 @@ def test_every_file_is_in_a_room() -> None:
 def test_a_room_imports_only_what_is_below_it(room: str) -> None:
     ours = {(file, name.split(".")[1]) for file, name in imports(room) if "neoscope." in name}
     assert {(file, other) for file, other in ours if other not in ROOMS[room] | {room}} == set()
+
+
+def test_the_readme_has_the_same_table() -> None:
+    text = (ROOT / "README.md").read_text("utf-8").partition("| room | may import")[2]
+    rows = re.findall(r"^\| ([a-z, ]+) \| ([a-z, ]+) \|$", text, re.MULTILINE)
+    found = {}
+    for rooms, others in rows:
+        but = others.removeprefix("everything but ")
+        names = set(but.split(", ")) - {"nothing"}
+        for room in rooms.split(", "):
+            found[room] = EVERY - names if but != others else names
+    assert found == {room: allowed for room, allowed in ROOMS.items() if room[0] != "_"}
 
 
 @pytest.mark.parametrize("room", sorted(LIGHT))

@@ -189,8 +189,8 @@ def test_the_cut_may_be_numpys_number(partitioned: str) -> None:
 
 def test_the_figures_show_the_histograms_and_the_correlations(partitioned: str) -> None:
     statistics = open_statistics(partitioned)
-    histograms = by_length.histograms(statistics)
-    axes = by_length.plot(statistics).axes
+    histograms = by_length.histograms(statistics, 3)  # with tokens in every group
+    axes = by_length.plot(statistics, cut=3).axes
     assert [each.get_title(loc="left") for each in axes] == ["layer 0", "layer 1", "layer 2"]
     for layer, each in enumerate(axes):
         for name, line in zip(GROUPS, each.lines, strict=True):
