@@ -23,7 +23,7 @@ from measure import in_turn, table
 from neoscope import load_model
 from neoscope.model.hooks import stream
 from neoscope.statistics import neuron_accumulator
-from neoscope.statistics.accumulator import LengthStatistics
+from neoscope.statistics.length_accumulator import LengthStatistics
 from neoscope.statistics.neuron_accumulator import NeuronStatistics
 from neoscope.statistics.neurons import Neurons, merge
 

@@ -288,7 +288,7 @@ def pull_command(
     selection becomes one plain Zarr group, DEST/activations.zarr. Rerun the same command
     to resume.
     """
-    from neoscope.commands.opening import opening_of
+    from neoscope.commands.how_to_open import opening_of
     from neoscope.commands.pull.pull import pull
     from neoscope.progress import Progress
     from neoscope.storage.store import open_store

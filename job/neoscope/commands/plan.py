@@ -20,7 +20,7 @@ from neoscope.format.records import record_counts
 from neoscope.model.shapes import CPU_SEQUENCES
 from neoscope.pipeline.limits import RING
 from neoscope.spec import LAYER, RunSpec
-from neoscope.statistics.cells import BINS
+from neoscope.statistics.length_cells import BINS
 
 # Python with everything imported and a text open, before a model is there: GPT-Neo 125M's run of
 # 16 x 512 tokens peaks at 2.07 GB, of which the rest below is 1.02 GB.

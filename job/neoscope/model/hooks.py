@@ -23,7 +23,7 @@ import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-from neoscope.arguments import check_choice, check_layers
+from neoscope.argument_checks import check_choice, check_layers
 from neoscope.errors import InputError
 from neoscope.model import gpt_neo
 from neoscope.model.architectures import ARCHITECTURES, HookPoint, hook_point, numbers_of

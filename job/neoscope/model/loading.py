@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import logging
 
 from neoscope import hub
-from neoscope.arguments import check_choice, check_number
+from neoscope.argument_checks import check_choice, check_number
 from neoscope.errors import InputError
 from neoscope.hub import loading
 from neoscope.model import memory

@@ -18,7 +18,7 @@ import xarray
 from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
-from neoscope.arguments import check_name
+from neoscope.argument_checks import check_name
 from neoscope.errors import CheckError, InputError, UsageError
 from neoscope.format import chunks as stored
 from neoscope.format import layout

@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from neoscope.arguments import check_choice, check_flag, check_number
+from neoscope.argument_checks import check_choice, check_flag, check_number
 from neoscope.errors import InputError, UsageError
 from neoscope.statistics import drawing
-from neoscope.statistics.cells import BINS_PER_UNIT, HALF
+from neoscope.statistics.length_cells import BINS_PER_UNIT, HALF
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

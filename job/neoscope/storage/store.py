@@ -30,8 +30,8 @@ from concurrent.futures import ThreadPoolExecutor
 from neoscope.errors import InputError, UnavailableError, UsageError
 from neoscope.storage.connections import MOST
 from neoscope.storage.integrity import Body, Checksums, is_md5, same
-from neoscope.storage.requests import AlteredError, Requests
-from neoscope.storage.s3 import config_of, open_bucket
+from neoscope.storage.retries import AlteredError, Requests
+from neoscope.storage.s3 import open_bucket, sibling
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -223,13 +223,7 @@ class Store:
 
     def _at(self, prefix: str, bucket: S3Store) -> Store:
         """Another place in the same bucket."""
-        backend = S3Store(
-            prefix=prefix,
-            config=config_of(bucket),
-            client_options=bucket.client_options,
-            retry_config=bucket.retry_config,
-            credential_provider=bucket.credential_provider,
-        )
+        backend = sibling(bucket, prefix=prefix)
         return Store(f"{self.url.removesuffix(bucket.prefix or '')}{prefix}", backend)
 
     def delete(self, keys: list[str]) -> None:
