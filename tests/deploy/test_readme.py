@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 import warnings
 from contextlib import redirect_stdout
 from io import StringIO
@@ -17,6 +18,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+import yaml
 
 from neoscope import open_run, open_statistics
 from neoscope.commands.cli import EXIT_CODES, cli
@@ -84,6 +86,32 @@ def test_every_file_that_a_page_links_to_is_there() -> None:
     }.items():
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
             assert (ROOT / path).parent.joinpath(link).exists(), f"{path}: {link}"
+
+
+def test_the_version_is_one() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    (latest, *_) = re.findall(
+        r"^## (\S+?),? ", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert citation["version"] == latest == project["version"]
+    assert citation["license"] == project["license"]
+
+
+def test_the_workflow_runs_what_ci_runs() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text("utf-8"))
+    steps = workflow["jobs"]["ci"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run", "make docs"]
+
+
+def test_the_pages_build_and_every_link_leads_somewhere(tmp_path: Path) -> None:
+    """Without the network, as `make docs` builds them."""
+    words = [Path(sys.executable).with_name("mkdocs"), "build", "--strict", "--site-dir", tmp_path]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    reference = (tmp_path / "python" / "index.html").read_text("utf-8")
+    for name in ("open_run", "correlation", "capture", "tokenize", "NeoscopeError"):
+        assert f">{name}<" in reference or f'{name}"' in reference
 
 
 # Its examples, run as they stand but for the place

@@ -90,6 +90,5 @@ def _described(store: Store) -> Entry | None:
 def _size(manifest: dict[str, Any]) -> int:
     """Stored bytes of arrays and statistics."""
     statistics = manifest.get("statistics", {"objects": {}})["objects"]
-    return sum(entry["stored_bytes"] for entry in manifest["arrays"].values()) + sum(
-        entry["size"] for entry in statistics.values()
-    )
+    sizes = [entry["stored_bytes"] for entry in manifest["arrays"].values()]
+    return sum([*sizes, *(entry["size"] for entry in statistics.values())])
