@@ -29,7 +29,9 @@ from support.command import ROOT, invoke
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.stem: path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 TEXT = "\n".join([README, *PAGES.values()])
-OTHERS = "torchrun|docker|srun|sbatch|kubectl|make|pip|pip-audit"  # programs with options of their own
+OTHERS = (
+    "torchrun|docker|srun|sbatch|kubectl|make|pip|pip-audit"  # programs with options of their own
+)
 
 
 def test_every_command_that_it_names_exists() -> None:

@@ -17,10 +17,9 @@ from pathlib import Path
 import pytest
 
 from neoscope.extra import MODULES
-from support.command import ROOT, Finished
+from support.command import FULL_WHEEL, ROOT, Finished
 from support.making import make
 
-FULL = os.environ.pop("NEOSCOPE_WHEEL", "") == "full"
 UV = Path(sys.executable).with_name("uv")
 # What is no module. The rest is every .py of the package.
 DATA = {
@@ -216,7 +215,7 @@ def test_from_python_too(light: Path, name: str) -> None:
     assert said.startswith(f"True neoscope.{name} needs torch, ") and "neoscope[run]" in said
 
 
-@pytest.mark.skipif(not FULL, reason="6 GB: make test-wheel")
+@pytest.mark.skipif(not FULL_WHEEL, reason="6 GB: make test-wheel")
 @pytest.mark.timeout(1200)
 def test_the_other_one_makes_them(wheel: Path, light: Path, tmp_path: Path) -> None:
     python = install(tmp_path, wheel, "[run]")
