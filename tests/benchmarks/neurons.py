@@ -95,7 +95,11 @@ def pass_rows(state: NeuronStatistics) -> dict[str, Callable[[], object]]:
 
 def start() -> None:
     """Seconds of processor time that compiling takes, each in a process of its own."""
-    for module in ("numba", "neoscope.kernel", "neoscope.neuron_kernels"):
+    for module in (
+        "numba",
+        "neoscope.statistics.length_kernels",
+        "neoscope.statistics.neuron_kernels",
+    ):
         code = f"import time, numba; t = time.process_time(); import {module}; print(time.process_time() - t)"
         done = subprocess.run(
             [sys.executable, "-c", code], check=True, capture_output=True, text=True

@@ -25,7 +25,7 @@ from support.fake_hub import serving
 HEAVY = ("torch", "transformers", "datasets", "numba")
 EACH = f"""
 import json, sys
-from neoscope.process import invoke
+from neoscope.commands.main import invoke
 codes = [invoke(arguments) for arguments in json.loads(sys.argv[1])]
 print(json.dumps([codes, [name for name in {HEAVY} if name in sys.modules]]))
 """
