@@ -17,7 +17,7 @@ OVERLAY_DIR = k8s/$(if $(OVERLAY),overlays/$(OVERLAY),base)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run-local report stop-local test test-s3 test-faults check gpu-check bench lock clean \
-	image image-check run-docker k8s-run k8s-status k8s-logs k8s-delete test-k8s \
+	test-wheel docs image image-check run-docker k8s-run k8s-status k8s-logs k8s-delete test-k8s \
 	slurm-run slurm-status test-slurm
 
 help: ## Lists these targets
@@ -52,6 +52,13 @@ test-s3: $(READY) ## Runs the tests on S3 servers other than MinIO, built with G
 test-faults: $(READY) ## Runs the fault tests in full: hundreds of kills, a thousand flipped bits
 	@$(BIN)/python $(MINIO) get
 	@NEOSCOPE_FAULTS=full $(BIN)/python -m pytest $(TWO) tests/faults $(ARGS)
+
+test-wheel: $(READY) ## Builds the wheel and tries it in new environments, that of 6 GB too
+	@NEOSCOPE_WHEEL=full $(BIN)/python -m pytest tests/deploy/test_wheel.py $(ARGS)
+
+docs: $(READY) ## Builds the pages of docs/ into .site, without the network; a link that leads nowhere fails
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir .site
+	@echo "file://$(CURDIR)/.site/index.html"
 
 bench: $(BENCH)/.ready ## Runs the benchmarks, peers included, in an environment of their own (BENCHMARKS="storing")
 	@$(BENCH)/bin/python $(MINIO) get
@@ -109,15 +116,15 @@ test-slurm: $(READY) ## Tries slurm/neoscope.sbatch on a Slurm of one node that 
 	@$(BIN)/python -m pytest tests/slurm/cluster.py --timeout 1200 -rs $(ARGS)
 
 lock: $(UV) ## Pins what pyproject.toml asks for in requirements/ (ARGS=--upgrade for the newest)
-	@$(COMPILE) pyproject.toml --output-file requirements/job.txt
-	@$(COMPILE) pyproject.toml --extra dev --constraints requirements/job.txt \
+	@$(COMPILE) pyproject.toml --extra run --output-file requirements/job.txt
+	@$(COMPILE) pyproject.toml --extra run --extra docs --extra dev --constraints requirements/job.txt \
 		--output-file requirements/dev.txt
-	@$(COMPILE) pyproject.toml --extra bench --output-file requirements/bench.txt
+	@$(COMPILE) pyproject.toml --extra run --extra bench --output-file requirements/bench.txt
 	@$(COMPILE) requirements/local.in --output-file requirements/local.txt
 	@$(COMPILE) requirements/uv.in --output-file requirements/uv.txt
 
 clean: stop-local ## Removes .venv, the local store with all its runs, and caches
-	@rm -rf .venv .venv-bench .minio .mypy_cache .pytest_cache .ruff_cache .hypothesis build job/*.egg-info
+	@rm -rf .venv .venv-bench .minio .site .mypy_cache .pytest_cache .ruff_cache .hypothesis build job/*.egg-info
 	@find job tests -name __pycache__ -prune -exec rm -rf {} +
 
 VERSION = $$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)

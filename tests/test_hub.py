@@ -61,7 +61,9 @@ UNWRITABLE = Path("/sys/neoscope")  # in /sys nobody makes a folder, root neithe
 EACH = """
 import dataclasses, json, os, sys
 sys.path.insert(0, sys.argv[1])
-from support.command import invoke
+given = dict(os.environ)
+from support.command import invoke  # which clears what a caller has set
+os.environ.update(given)
 for arguments in json.loads(sys.argv[2]):
     print(json.dumps(dataclasses.asdict(invoke(*arguments))), flush=True)
 os._exit(0)

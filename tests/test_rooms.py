@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 import pytest
 
+from neoscope.extra import MODULES
 from support.command import ROOT
 
 PACKAGE = ROOT / "job" / "neoscope"
 BELOW = {"errors", "argument_checks", "spec", "storage", "statistics"}
-EVERY = {*BELOW, "progress", "hub", "text", "model", "format", "reading", "pipeline", "commands"}
+EVERY = {
+    *BELOW,
+    "extra",
+    "progress",
+    "hub",
+    "text",
+    "model",
+    "format",
+    "reading",
+    "pipeline",
+    "commands",
+}
 ROOMS = {
     "errors": set[str](),
     "argument_checks": {"errors"},
+    "extra": {"errors"},
     "progress": set[str](),
     "hub": {"errors"},
     "spec": {"errors", "argument_checks"},
@@ -30,8 +44,8 @@ ROOMS = {
     "__init__": EVERY,
 }
 # A light install reads runs without these.
-HEAVY = {"torch", "transformers", "datasets", "tokenizers"}
-LIGHT = {"errors", "progress", "spec", "storage", "format", "reading"}
+HEAVY = set(MODULES)
+LIGHT = {"errors", "extra", "progress", "spec", "storage", "format", "reading"}
 
 
 def imports(room: str) -> Iterator[tuple[str, str]]:
@@ -64,6 +78,18 @@ def test_triton_is_imported_where_a_gpu_adds_and_nowhere_else() -> None:
         ("statistics", "length_accumulator.py"),
         ("statistics", "length_gpu_kernels.py"),
     }
+
+
+def test_the_readme_has_the_same_table() -> None:
+    text = (ROOT / "README.md").read_text("utf-8").partition("| room | may import")[2]
+    rows = re.findall(r"^\| ([a-z_, ]+) \| ([a-z_, ]+) \|$", text, re.MULTILINE)
+    found = {}
+    for rooms, others in rows:
+        but = others.removeprefix("everything but ")
+        names = set(but.split(", ")) - {"nothing"}
+        for room in rooms.split(", "):
+            found[room] = EVERY - names if but != others else names
+    assert found == {room: allowed for room, allowed in ROOMS.items() if room[0] != "_"}
 
 
 @pytest.mark.parametrize("room", sorted(LIGHT))

@@ -50,6 +50,8 @@ _MODULES = {
     "by_length": "neoscope.statistics.by_length",
     "by_token": "neoscope.reading.by_token",
 }
+# What computes something: torch and transformers, which reading a run does not need.
+_MAKING = {"capture", "load_model", "load_tokenizer", "tokenize"}
 
 
 def __getattr__(name: str) -> Any:
@@ -62,6 +64,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(_MODULES[name])
     if name not in _HOMES:
         raise AttributeError(f"module 'neoscope' has no attribute {name!r}")
+    if name in _MAKING:
+        importlib.import_module("neoscope.extra").require_run(f"neoscope.{name}")
     return getattr(importlib.import_module(f"neoscope.{_HOMES[name]}"), name)
 
 

@@ -30,8 +30,8 @@ resources: [../../base]
 components: [../../components/shared-cache]
 """
 KUSTOMIZATION = "kustomization.yaml"
-README = (ROOT / "README.md").read_text().partition("## On Kubernetes")[2].partition("\n## ")[0]
-EXAMPLES = re.findall(r"```yaml\n# k8s/overlays/mine/(\S+)\n(.+?)```", README, re.DOTALL)
+PAGE = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```yaml\n# k8s/overlays/mine/(\S+)\n(.+?)```", PAGE, re.DOTALL)
 
 LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -60,14 +60,14 @@ def build_overlay(files: dict[str, str], folder: Path) -> list[Manifest]:
 
 @pytest.fixture(scope="module")
 def manifests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Manifest]]:
-    """What comes of each overlay, ours and those that the README has."""
+    """What comes of each overlay, ours and those that docs/kubernetes.md has."""
     built = {name: build(K8S / name) for name in BUILDS}
     others = {"shared cache": {KUSTOMIZATION: SHARED_CACHE}}
     shown: dict[str, str] = {}
     for name, text in EXAMPLES:
         shown[name] = text
         if name == KUSTOMIZATION:
-            others[f"README {len(others)}"] = dict(shown)
+            others[f"docs {len(others)}"] = dict(shown)
     for name, files in others.items():
         built[name] = build_overlay(files, tmp_path_factory.mktemp("overlay"))
     return built
@@ -104,7 +104,7 @@ def amount(quantity: str | int) -> float:
 def test_the_readme_shows_sixty_four_gpus_another_kind_of_gpu_and_one_by_claim(
     manifests: dict[str, list[Manifest]],
 ) -> None:
-    sixty_four, other, claimed = (manifests[f"README {number}"] for number in (1, 2, 3))
+    sixty_four, other, claimed = (manifests[f"docs {number}"] for number in (1, 2, 3))
     assert only(sixty_four, "Job")["spec"]["completions"] == 64
     assert [each["image"] for each in containers(sixty_four)] == ["ghcr.io/you/neoscope:0.1.0"] * 2
     (pod,) = pods(other)

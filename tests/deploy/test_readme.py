@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
 import warnings
 from contextlib import redirect_stdout
 from io import StringIO
@@ -16,6 +18,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+import yaml
 
 from neoscope import open_run, open_statistics
 from neoscope.commands.cli import EXIT_CODES, cli
@@ -24,11 +27,32 @@ from neoscope.text.documents import SAMPLE_FILE
 from support.command import ROOT, invoke
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.stem: path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+TEXT = "\n".join([README, *PAGES.values()])
+OTHERS = (
+    "torchrun|docker|srun|sbatch|kubectl|make|pip|pip-audit"  # programs with options of their own
+)
 
 
 def test_every_command_that_it_names_exists() -> None:
     named = set(re.findall(r"`neoscope ([a-z]+(?:-[a-z]+)*)", README))
     assert named == set(cli.commands)
+    for text in (README, TEXT):
+        assert set(re.findall(r"`neoscope ([a-z]+(?:-[a-z]+)*)", text)) == set(cli.commands)
+
+
+COMMANDS = [
+    line.partition(" #")[0]
+    for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("neoscope ")
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_line_that_it_shows_is_taken(line: str) -> None:
+    name, *words = shlex.split(line)[1:]
+    cli.commands[name].make_context(name, words)  # parses, and runs nothing
 
 
 def test_every_option_that_it_names_exists() -> None:
@@ -38,13 +62,14 @@ def test_every_option_that_it_names_exists() -> None:
         for p in command.params
         for name in (*p.opts, *p.secondary_opts)
     }
-    ours = re.sub(r"```bash\n.+?```", "", README, flags=re.DOTALL)  # the rest are other programs'
+    ours = re.sub(r"```bash\n.+?```", "", TEXT, flags=re.DOTALL)  # the rest are other programs'
+    ours = re.sub(rf"`(?:{OTHERS}) [^`]*`", "", ours)
     assert set(re.findall(r"--[a-z][a-z0-9-]+", ours)) <= known | {"--help"}
 
 
 def test_every_make_target_that_it_names_exists() -> None:
     targets = re.findall(r"^([a-z0-9-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert set(re.findall(r"(?:`|\$ )make ([a-z0-9]+(?:-[a-z0-9]+)*)", README)) <= set(targets)
+    assert set(re.findall(r"(?:`|\$ )make ([a-z0-9]+(?:-[a-z0-9]+)*)", TEXT)) <= set(targets)
 
 
 @pytest.mark.parametrize("code", re.findall(r"\d+", EXIT_CODES.split("SIG")[0]))
@@ -55,26 +80,56 @@ def test_it_documents_every_exit_code_of_the_help(code: str) -> None:
 
 def test_it_lists_the_objects_that_a_run_leaves() -> None:
     for name in ("run.json", "vocabulary.json", "activations.zarr", "records", "manifest.json"):
-        assert name in README.split("## What a run leaves")[1]
+        assert name in PAGES["contract"]
+
+
+def test_every_file_that_a_page_links_to_is_there() -> None:
+    for path, text in {
+        "README.md": README,
+        **{f"docs/{k}.md": v for k, v in PAGES.items()},
+    }.items():
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+            assert (ROOT / path).parent.joinpath(link).exists(), f"{path}: {link}"
+
+
+def test_the_version_is_one() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    (latest, *_) = re.findall(
+        r"^## (\S+?),? ", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert citation["version"] == latest == project["version"]
+    assert citation["license"] == project["license"]
+
+
+def test_the_workflow_runs_what_ci_runs() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text("utf-8"))
+    steps = workflow["jobs"]["ci"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run", "make docs"]
+
+
+def test_the_pages_build_and_every_link_leads_somewhere(tmp_path: Path) -> None:
+    """Without the network, as `make docs` builds them."""
+    words = [Path(sys.executable).with_name("mkdocs"), "build", "--strict", "--site-dir", tmp_path]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    reference = (tmp_path / "python" / "index.html").read_text("utf-8")
+    for name in ("open_run", "correlation", "capture", "tokenize", "NeoscopeError"):
+        assert f">{name}<" in reference or f'{name}"' in reference
 
 
 # Its examples, run as they stand but for the place
 
 
 EXAMPLES = [
-    code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "open_" in code
+    code for code in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "capture(" not in code
 ]
 (HISTOGRAMS,) = [code for code in EXAMPLES if "hist(" in code]
 (CORRELATIONS,) = [code for code in EXAMPLES if "corr(" in code]
-(STATISTICS,) = [code for code in EXAMPLES if "open_statistics" in code]
+(STATISTICS,) = [code for code in EXAMPLES if "first_positions=False" in code]
+(FROM_S3,) = [code for code in EXAMPLES if "from_url" in code]
 (ROWS,) = [code for code in EXAMPLES if "shuffled_rows" in code]
-DOCS = {
-    f"{path.stem}-{number}": code
-    for path in sorted((ROOT / "docs").glob("*.md"))
-    for number, code in enumerate(
-        re.findall(r"```python\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
-    )
-}
+(IS_IT_LENGTH, *_) = re.findall(r"```python\n(.*?)```", PAGES["is-it-length"], re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +151,7 @@ def execute(code: str, run: str) -> tuple[dict[str, Any], str]:
     matplotlib.use("Agg")
     with redirect_stdout(StringIO()) as out, warnings.catch_warnings():
         warnings.simplefilter("error")
-        exec(code.replace("s3://neoscope/local", run), names)
+        exec(code.replace("s3://neoscope/local", run).replace('"run/', f'"{run}/'), names)
     return names, out.getvalue()
 
 
@@ -105,7 +160,7 @@ def test_the_exercise_takes_few_lines(code: str, limit: int) -> None:
     assert len([line for line in code.splitlines() if line.strip()]) < limit
 
 
-@pytest.mark.parametrize("code", EXAMPLES)
+@pytest.mark.parametrize("code", [code for code in EXAMPLES if code != FROM_S3])
 def test_every_example_runs(
     code: str, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,18 +168,18 @@ def test_every_example_runs(
     execute(code, run)
 
 
-@pytest.mark.parametrize("name", DOCS)
-def test_every_example_of_the_docs_runs(
-    name: str, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    execute(DOCS[name], run)
+def test_without_neoscope_it_is_read_from_s3_too(run: str, s3_url: str) -> None:
+    """And without a warning, with the layers in order."""
+    assert invoke("pull", run, s3_url).code == 0
+    names, _ = execute(FROM_S3, s3_url)
+    assert names["layers"] == ["MLP_0", "MLP_1", "MLP_2"]
+    np.testing.assert_array_equal(names["arrays"].MLP_1, open_run(run).MLP_1)
 
 
 def test_from_a_run_to_whether_it_is_length_takes_few_lines(run: str) -> None:
-    lines = [line for line in DOCS["is-it-length-0"].splitlines() if line.strip()]
+    lines = [line for line in IS_IT_LENGTH.splitlines() if line.strip()]
     assert len(lines) < 15
-    names, out = execute(DOCS["is-it-length-0"], run)
+    names, out = execute(IS_IT_LENGTH, run)
     naive, honest = re.match(r"naive \|t\| (\S+), honest \|t\| (\S+)\n", out).groups()
     assert float(naive) == round(float(abs(names["fit"].naive_t).median()), 1) > float(honest)
 

@@ -24,6 +24,9 @@ FAULTS: dict[str, Any] = {
     "seed": os.environ.pop("NEOSCOPE_FAULTS_SEED", "") or random.SystemRandom().randrange(10**6),
 }
 
+# NEOSCOPE_WHEEL=full asks for the environment of 6 GB too (tests/deploy/test_wheel.py).
+FULL_WHEEL = os.environ.pop("NEOSCOPE_WHEEL", "") == "full"
+
 # What the caller has set must not change a test's result.
 OTHERS = ("NEOSCOPE_", "AWS_", "HF_", "SLURM_", "SKYPILOT_", "JOB_COMPLETION_INDEX")
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")

@@ -14,9 +14,11 @@ import pytest
 import transformers
 
 from faults.proxy import Request, proxied
+from neoscope.commands.model_shape import _built as model_shape_of_transformers
+from neoscope.commands.model_shape import model_shape
 from neoscope.commands.plan import plan
 from neoscope.commands.price import Rates, lines, seconds
-from neoscope.spec import RunSpec, make_spec
+from neoscope.spec import GPT_NEO_MODELS, RunSpec, make_spec
 from support.command import invoke, neoscope
 from support.places import body, listing
 
@@ -134,6 +136,18 @@ def test_the_published_models_are_planned_without_the_hub() -> None:
     assert "24 layers of 8,192 neurons" in done.out
     assert f"{24 * 64:,} objects" in done.out
     assert f"{24 * 16 * 512 * 8192 * 4 + 24 * 64 * 4:,} bytes" in done.out
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", GPT_NEO_MODELS)
+@pytest.mark.parametrize("layers", [None, "0,3-5"])
+def test_the_published_shapes_are_reckoned_as_transformers_builds_them(
+    name: str, precision: str, layers: str | None
+) -> None:
+    chosen = make_spec(model=name, precision=precision, layers=layers)
+    outer = make_spec(model=name, hook="transformer.h.*.mlp.c_proj", hook_side="input")
+    assert model_shape(chosen) == model_shape_of_transformers(chosen)
+    assert model_shape(outer) == model_shape_of_transformers(outer)
 
 
 def test_weights_and_operations_are_those_of_gpt_neo_125m() -> None:

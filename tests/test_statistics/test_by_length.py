@@ -185,3 +185,27 @@ def test_the_cut_may_be_numpys_number(partitioned: str) -> None:
     statistics = open_statistics(partitioned)
     found = by_length.moments(statistics, cut=np.int64(3))  # type: ignore[arg-type]
     xr.testing.assert_identical(found, by_length.moments(statistics, cut=3))
+
+
+def test_the_figures_show_the_histograms_and_the_correlations(partitioned: str) -> None:
+    statistics = open_statistics(partitioned)
+    histograms = by_length.histograms(statistics, 3)  # with tokens in every group
+    axes = by_length.plot(statistics, cut=3).axes
+    assert [each.get_title(loc="left") for each in axes] == ["layer 0", "layer 1", "layer 2"]
+    for layer, each in enumerate(axes):
+        for name, line in zip(GROUPS, each.lines, strict=True):
+            counts = histograms.sel(group=name, layer=layer).values
+            density = counts[1:-1] / counts.sum() * 50  # bins of 0.02
+            np.testing.assert_allclose(line.get_ydata(), density)
+    (spread,) = by_length.plot(statistics, "correlations").axes
+    median = [float(line.get_ydata()[0]) for line in spread.lines if line.get_marker() == "o"]
+    expected = by_length.correlation(statistics).median("neuron").values
+    np.testing.assert_allclose(median, expected)
+
+
+def test_what_there_is_no_figure_of_is_refused(partitioned: str) -> None:
+    statistics = open_statistics(partitioned)
+    with pytest.raises(InputError, match="'histograms', 'correlations'"):
+        by_length.plot(statistics, "heat")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="have no groups"):
+        by_length.plot(statistics, "correlations", cut=3)

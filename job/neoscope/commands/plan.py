@@ -1,7 +1,7 @@
 """What a run will leave and take, before anything is computed.
 
-In: a spec. Out: bytes, objects, requests, operations and memory. It knows a published model's shape
-without the Hub, and looks at no text. For time and price see `price`.
+In: a spec. Out: bytes, objects, requests, operations and memory. It looks at no text. For the model see
+`model_shape`, for time and price `price`.
 
 Objects, requests and the bytes of arrays are those of a run that nothing disturbs, exactly but for
 compression. Memory, and the bytes of statistics, which depend on the text, are estimates.
@@ -11,22 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 
-import torch
-from transformers import PreTrainedConfig
-from transformers.pytorch_utils import Conv1D
-
-from neoscope.errors import InputError
+from neoscope.commands.model_shape import Shape, model_shape
 from neoscope.format.arrays import ArraySchema, array_schemas
 from neoscope.format.chunks import CHECKSUM_BYTES
 from neoscope.format.layout import STATISTICS_DIMENSIONS
 from neoscope.format.records import record_counts
-from neoscope.model.architectures import HookPoint, hook_point
-from neoscope.model.hooks import hook_points, layer_numbers, uses_fast_path
-from neoscope.model.loading import empty_model, find_model, model_bytes
-from neoscope.model.random_weights import published_config
-from neoscope.model.shapes import PUBLISHED_SHAPES
 from neoscope.pipeline import memory
 from neoscope.spec import LAYER, RunSpec
 
@@ -38,19 +28,6 @@ CUDA_BYTES = 500_000_000  # a context and its kernels, on the device
 CELLS = 32
 CELLS_KEPT = 62  # room for all that GPT-2's vocabulary has, which a GPU's memory holds
 PAGE = 1000  # objects that one request lists
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """A model as far as a plan needs it: the numbers of the captured layers, sizes, the elements of
-    the matrices of the layers up to the last captured, and the bytes of all weights and buffers."""
-
-    layers: list[int]
-    neurons: int
-    hidden: int
-    matrices: int
-    weight_bytes: int
-    sizes: memory.Sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,10 +81,12 @@ class Plan:
 
 
 def plan(spec: RunSpec) -> Plan:
-    """Raises InputError for a model that cannot be found, UnavailableError where only the Hub has it."""
+    """Raises InputError for a model that cannot be found, UnavailableError where only the Hub has it,
+    UsageError where its shape takes torch to know and that is not installed."""
     shape = model_shape(spec)
     schemas = array_schemas(spec, layers=shape.layers, neurons=shape.neurons)
     parts = _parts(spec, shape, schemas)
+    sizes = _sizes(spec, shape)
     host = PROCESS_BYTES + shape.weight_bytes + memory.host_buffers(spec, shape.neurons)
     return Plan(
         spec,
@@ -116,56 +95,22 @@ def plan(spec: RunSpec) -> Plan:
         _requests(spec, shape, schemas),
         _flops(spec, shape),
         sum(part.size for part in parts) + _records(spec) * _cells_bytes(spec, shape),
-        host + _cells_bytes(spec, shape) + memory.working_bytes(spec, shape.sizes),
-        CUDA_BYTES + shape.weight_bytes + memory.device_memory(spec, shape.sizes).total,
+        host + _cells_bytes(spec, shape) + memory.working_bytes(spec, sizes),
+        CUDA_BYTES + shape.weight_bytes + memory.device_memory(spec, sizes).total,
     )
 
 
-def model_shape(spec: RunSpec) -> Shape:
-    """The shape of the spec's model, from the package or from its config.json."""
-    config = _config(spec)
-    model = empty_model(config, spec.precision)
-    point = hook_point(config.model_type, spec.hook, spec.hook_side)
-    layers = layer_numbers(model, point, spec.layers)
-    last = hook_points(model, point, spec.layers)[f"{LAYER}{layers[-1]}"]
-    numbered = [(re.search(r"\.(\d+)\.", name), p) for name, p in model.named_parameters()]
-    text = config.get_text_config()
-    sizes = memory.Sizes(
-        len(layers),
-        _width(last, point),
-        text.hidden_size,
-        text.num_attention_heads,
+def _sizes(spec: RunSpec, shape: Shape) -> memory.Sizes:
+    """What the model is for the reckoning of memory."""
+    return memory.Sizes(
+        len(shape.layers),
+        shape.neurons,
+        shape.hidden,
+        shape.heads,
         CELLS_KEPT,
-        ours=uses_fast_path(model, point, spec.forward),
+        ours=shape.ours and spec.forward == "fast",
         eager=spec.forward == "reference",
     )
-    return Shape(
-        layers,
-        sizes.neurons,
-        sizes.hidden,
-        sum(p.numel() for at, p in numbered if p.dim() > 1 and at and int(at[1]) <= layers[-1]),
-        model_bytes(model),
-        sizes,
-    )
-
-
-def _width(module: torch.nn.Module, point: HookPoint) -> int:
-    """Values of one token on the hook's side of a module, from its weights: nothing is run."""
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, torch.Tensor) or weight.dim() > 2:
-        raise InputError(
-            f"what {point.module} gives is known only once it runs: there is no plan of it"
-        )
-    if weight.dim() == 1:
-        return weight.shape[0]
-    out, into = reversed(weight.shape) if isinstance(module, Conv1D) else weight.shape
-    return int(out if point.side == "output" else into)
-
-
-def _config(spec: RunSpec) -> PreTrainedConfig:
-    if spec.model in PUBLISHED_SHAPES:
-        return published_config(spec.model)
-    return find_model(spec.model, revision=spec.model_revision, weights=spec.weights).config
 
 
 def _parts(spec: RunSpec, shape: Shape, schemas: dict[str, ArraySchema]) -> list[Part]:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from neoscope.errors import CheckError, InputError, UsageError
+from neoscope.extra import require_run
 from neoscope.format import layout, records
 from neoscope.format import statistics as stored_statistics
 from neoscope.format.claim import left_by_system
@@ -97,10 +98,13 @@ def check_request(
 ) -> None:
     """Refuse what cannot be checked of this run, before all of it is read.
 
-    Raises UsageError for options that do not fit the run, InputError for text files that are not its own.
+    Raises UsageError for options that do not fit the run or what is installed, InputError for text files
+    that are not its own.
     """
     if text_paths and not text:
         raise UsageError("--text-file goes with --text: add it")
+    if recompute or text:
+        require_run("neoscope verify " + ("--recompute" if recompute else "--text"))
     try:
         claim = records.read_claim(store)
     except CheckError:

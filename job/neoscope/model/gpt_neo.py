@@ -19,11 +19,7 @@ if TYPE_CHECKING:
     from transformers import GPTNeoForCausalLM, GPTNeoModel
     from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoBlock
 from neoscope.errors import InputError
-
-# On a CPU everything but `c_fc` goes through the batch by so many sequences: what one step leaves
-# is still in the cache for the next, and allocations under glibc's 32 MB are not mapped afresh
-# (8 sequences, or the whole batch at once: 4 % slower; 2: 1 %).
-CPU_SEQUENCES = 4
+from neoscope.model.shapes import CPU_SEQUENCES
 
 
 def forward(model: GPTNeoForCausalLM | GPTNeoModel, token_ids: torch.Tensor) -> None:

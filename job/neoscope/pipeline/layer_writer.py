@@ -25,9 +25,8 @@ from neoscope.format import chunks
 from neoscope.format.arrays import ArraySchema
 from neoscope.format.chunks import StoredChunk
 from neoscope.format.records import put_unrecorded
+from neoscope.pipeline.limits import RING
 from neoscope.storage.store import REQUESTS_IN_FLIGHT, Store
-
-RING = 2
 
 
 class Slot:

@@ -7,15 +7,18 @@ number to lower, and to what. Reckoned is what is certainly held at once, not wh
 from __future__ import annotations
 
 import dataclasses
-
-import torch
+from typing import TYPE_CHECKING
 
 from neoscope.errors import InputError, UnavailableError
-from neoscope.model.gpt_neo import CPU_SEQUENCES
-from neoscope.pipeline.layer_writer import RING
+from neoscope.model.shapes import CPU_SEQUENCES
+from neoscope.pipeline.limits import RING
 from neoscope.spec import RunSpec
 from neoscope.statistics.length_cells import BINS
 
+if TYPE_CHECKING:
+    import torch
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 WORKSPACE = 8 * 4096 * 1024  # what `numerics` has cuBLAS take
 # Each neuron's pivot, total and squares, and the histogram, of a cell.
 NEURON_BYTES, CELL_BYTES = 4 + 8 + 8, 8 * BINS
@@ -52,7 +55,7 @@ class DeviceMemory:
 
 def device_memory(spec: RunSpec, sizes: Sizes) -> DeviceMemory:
     layer = spec.pass_sequences * spec.positions * sizes.neurons
-    stored = _itemsize(spec.store_dtype)
+    stored = BYTES[spec.store_dtype]
     other_dtype = spec.precision != spec.store_dtype
     return DeviceMemory(
         working_bytes(spec, sizes, spec.pass_sequences),
@@ -66,7 +69,7 @@ def host_buffers(spec: RunSpec, neurons: int) -> int:
     """The layers that are on their way to the store, as much of each as one pass computes; pinned where
     there is a GPU."""
     layer = spec.pass_sequences * spec.positions * neurons
-    return spec.arrays * RING * _itemsize(spec.store_dtype) * layer
+    return spec.arrays * RING * BYTES[spec.store_dtype] * layer
 
 
 def working_bytes(spec: RunSpec, sizes: Sizes, at_once: int | None = None) -> int:
@@ -83,7 +86,7 @@ def working_bytes(spec: RunSpec, sizes: Sizes, at_once: int | None = None) -> in
         mlp = 2 * hidden + 3 * neurons
         scores = 2 * sizes.heads * spec.positions if sizes.eager else 0
         elements = tokens * max(mlp, 4 * hidden + scores)
-    return _itemsize(spec.precision) * elements
+    return BYTES[spec.precision] * elements
 
 
 def check_pass(spec: RunSpec, sizes: Sizes, device: torch.device) -> None:
@@ -92,6 +95,8 @@ def check_pass(spec: RunSpec, sizes: Sizes, device: torch.device) -> None:
     The weights are already there.
     """
     if device.type == "cuda":
+        import torch
+
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         require(spec, sizes, free + cached)
@@ -126,8 +131,3 @@ def ran_out(spec: RunSpec) -> UnavailableError:
 
 def _pass(spec: RunSpec) -> str:
     return f"for a pass over {spec.pass_sequences} sequences of {spec.positions} positions"
-
-
-def _itemsize(dtype: str) -> int:
-    size: int = getattr(torch, dtype).itemsize
-    return size

@@ -16,6 +16,7 @@ from typing import Any
 
 from neoscope.argument_checks import check_choice, check_flag, check_name, check_number
 from neoscope.errors import InputError
+from neoscope.extra import require_run
 from neoscope.format.claim import check_destination
 from neoscope.format.layout import CLAIM
 from neoscope.format.manifest import read_manifest
@@ -125,6 +126,7 @@ def start(
     `worker.find_share`, `device` as in `model.pick_device`. Every error is a NeoscopeError with its
     exit code.
     """
+    require_run("neoscope run")
     spec = spec_of(options, text_paths)
     share = find_share(partition, workers, spec.partitions, os.environ)
     if share.line:

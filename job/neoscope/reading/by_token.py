@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.special import stdtr
 
 from neoscope.errors import UsageError
 from neoscope.reading import token_features
 from neoscope.reading.stored_tokens import features, sums
 from neoscope.statistics import token_permutation
+from neoscope.statistics.student import two_sided_p
 from neoscope.statistics.token_permutation import ROUNDING, Dealt
 from neoscope.statistics.token_regression import Design, Errors, Tokens, fit
 from neoscope.statistics.token_sums import TokenSums
@@ -214,7 +214,7 @@ def _regressed(layer: int, tokens: Tokens, features: pd.DataFrame, errors: Error
         "coefficient": coefficient,
         "standard_error": found.standard_error,
         "t": t,
-        "p": 2 * stdtr(len(tokens.count) - 1, -np.abs(t)),
+        "p": two_sided_p(t, len(tokens.count) - 1),
         "naive_t": naive_t,
         "partial_correlation": partial,
     }

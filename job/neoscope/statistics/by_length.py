@@ -6,6 +6,7 @@ In: the dataset of `open_statistics`. Out: labelled arrays. It does not know the
     by_length.histograms(statistics)       # [group, layer, bin]
     by_length.moments(statistics)["mean"]  # [group, layer, neuron]
     by_length.correlation(statistics)      # [layer, neuron]
+    by_length.plot(statistics, "histograms").savefig("histograms.pdf")
 
 Every function takes `first_positions=False` to leave the tokens out that stand first in a sequence.
 What is not a dataset of `open_statistics`, a flag or a whole number is an InputError.
@@ -14,18 +15,25 @@ What is not a dataset of `open_statistics`, a flag or a whole number is an Input
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from neoscope.argument_checks import check_flag, check_number
+from neoscope.argument_checks import check_choice, check_flag, check_number
 from neoscope.errors import InputError, UsageError
+from neoscope.statistics import drawing
 from neoscope.statistics.length_cells import BINS_PER_UNIT, HALF
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+What = Literal["histograms", "correlations"]
 CELL = ("first_position", "length")
 GROUPS = ("shorter", "equal", "longer")
+COLOURS = dict(zip(GROUPS, ("#2a78d6", "#7a7a7a", "#d1495b"), strict=True))
+COLUMNS = 4
 # What each result says of itself: an activation has no unit, which CF conventions write as 1.
 ATTRIBUTES = {
     "histogram": {"description": "Activations in bins [bin_left, bin_right).", "units": "values"},
@@ -111,6 +119,47 @@ def correlation(statistics: xr.Dataset, *, first_positions: bool = True) -> xr.D
     with np.errstate(invalid="ignore", divide="ignore"):
         r: xr.DataArray = common / np.sqrt(lengths * values)
     return _named(r, "correlation")
+
+
+def plot(
+    statistics: xr.Dataset,
+    what: What = "histograms",
+    *,
+    cut: int | None = None,
+    first_positions: bool = True,
+) -> Figure:
+    """A figure of the report as matplotlib's, for papers; save it with its `savefig`.
+
+    `"histograms"` is the density of every layer's activations for shorter, equal and longer tokens, in one
+    range that holds 99.8 % of the values of each layer, with `cut` as of `histograms`. `"correlations"` is
+    the spread of each layer's correlations with token length: middle half, median, and the range from the
+    1st to the 99th percentile. It belongs to no window and to no state of pyplot's.
+    """
+    from matplotlib.figure import Figure
+
+    check_choice("what", what, get_args(What))
+    if what == "correlations":
+        if cut is not None:
+            raise UsageError(f"cut={cut}: correlations have no groups; drop it")
+        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        r = correlation(statistics, first_positions=first_positions)
+        drawing.draw_correlations(figure.subplots(), r, COLOURS, "#7a7a7a")
+        return figure
+    found = histograms(statistics, cut, first_positions=first_positions)
+    left, right = drawing.limits(found)
+    rows = -(-found.sizes["layer"] // COLUMNS)
+    figure = Figure(figsize=(2.6 * COLUMNS, 1.9 * rows), layout="constrained")
+    every = figure.subplots(rows, COLUMNS, sharex=True, squeeze=False).ravel()
+    for axes, layer in zip(every, found.layer.values, strict=False):
+        drawing.draw_histogram(axes, found.sel(layer=layer), COLOURS)
+        axes.set_title(f"layer {layer}", fontsize=9, loc="left")
+    every[0].set_xlim(left, right)
+    for axes in every[found.sizes["layer"] :]:
+        axes.remove()
+    every[0].legend(frameon=False, fontsize=8)
+    figure.supxlabel(f"activation ({left:g} to {right:g}; 0.2 % are outside)", fontsize=9)
+    figure.supylabel("density", fontsize=9)
+    return figure
 
 
 def pool(cells: xr.Dataset) -> xr.Dataset:

@@ -71,14 +71,14 @@ class Asked:
 
 
 def open_bucket(
-    url: str, endpoint_url: str | None, *, sign_payload: bool, change: bool
+    url: str, endpoint_url: str | None, *, sign_payload: bool, change: bool, root: bool = False
 ) -> tuple[str, S3Store]:
     """The full URL of a prefix in a bucket that is seen to be there, and the store of it.
 
     Without credentials requests are not signed, as a public bucket takes them; not so with `change`.
     Raises InputError, UnavailableError, UsageError as `storage.open_store`.
     """
-    bucket, prefix = _bucket_and_prefix(url)
+    bucket, prefix = _bucket_and_prefix(url, root)
     if endpoint_url and not ENDPOINT.fullmatch(endpoint_url):
         shown = re.sub("//.*@", "//...@", endpoint_url)  # people write keys there
         raise UsageError(f"the endpoint {shown} is no URL: give http(s)://host:port")
@@ -97,7 +97,7 @@ def open_bucket(
     # Each of these is in the environment too, where obstore looks by itself and boto3 by other rules.
     backend = S3Store(
         bucket,
-        prefix=prefix,
+        prefix=prefix or None,
         config=_endpoint(asked.endpoint(bucket)),
         virtual_hosted_style_request=asked.in_host(bucket),
         region=asked.region,
@@ -132,10 +132,10 @@ def _endpoint(url: str) -> S3Config:
     return {ENDPOINT_KEY: url} if other else {"endpoint": url}  # type: ignore[misc]
 
 
-def _bucket_and_prefix(url: str) -> tuple[str, str]:
+def _bucket_and_prefix(url: str, root: bool) -> tuple[str, str]:
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     prefix = prefix.strip("/")
-    if not bucket or not prefix:
+    if not bucket or not (prefix or root):
         raise UsageError(
             f"{url} has no {'prefix' if bucket else 'bucket'}: give s3://bucket/prefix"
         )

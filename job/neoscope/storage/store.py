@@ -203,8 +203,28 @@ class Store:
                 yield Store(str(folder), LocalStore(str(folder)))
             return
         for prefix in PurePosixPath(self.backend.prefix or "").parents[:-1]:
-            backend = sibling(self.backend, prefix=str(prefix))
-            yield Store(f"{self.url.removesuffix(self.backend.prefix or '')}{prefix}", backend)
+            yield self._at(str(prefix), self.backend)
+
+    def children(self) -> list[Store]:
+        """The folders of this place, by name: one request, however much lies in them."""
+
+        def names() -> list[str]:
+            return sorted(obstore.list_with_delimiter(self.backend)["common_prefixes"])
+
+        try:
+            found = self._requests.do("s3:ListBucket", "", names)
+        except FileNotFoundError:
+            return []
+        if isinstance(self.backend, LocalStore):
+            folders = [str(Path(self.url, name)) for name in found]
+            return [Store(folder, LocalStore(folder)) for folder in folders]
+        above = f"{self.backend.prefix}/" if self.backend.prefix else ""
+        return [self._at(f"{above}{name}", self.backend) for name in found]
+
+    def _at(self, prefix: str, bucket: S3Store) -> Store:
+        """Another place in the same bucket."""
+        backend = sibling(bucket, prefix=prefix)
+        return Store(f"{self.url.removesuffix(bucket.prefix or '')}{prefix}", backend)
 
     def delete(self, keys: list[str]) -> None:
         """Delete objects; one that is not there is no error."""
@@ -245,17 +265,21 @@ def open_store(
     sign_payload: bool = False,
     write: bool = False,
     change: bool = False,
+    root: bool = False,
 ) -> Store:
     """The store at `s3://bucket/prefix` or a local folder, seen to be there.
 
     With `write`, a local folder is made; a bucket never is. A bucket is read without credentials
-    where there are none, but not with `write`, nor with `change`, which is for what exists. Raises
+    where there are none, but not with `write`, nor with `change`, which is for what exists. With `root`
+    it may be a bucket without a prefix, which a run may not. Raises
     InputError for a bucket that does not exist, a denied access or missing credentials,
     UnavailableError where nothing answers, UsageError for a URL of another kind.
     """
     if url.startswith("s3://"):
         return Store(
-            *open_bucket(url, endpoint_url, sign_payload=sign_payload, change=write or change)
+            *open_bucket(
+                url, endpoint_url, sign_payload=sign_payload, change=write or change, root=root
+            )
         )
     if not url:
         raise UsageError("the output is empty: give s3://bucket/prefix or a local folder")

@@ -61,9 +61,7 @@ def file_kind(paths: list[Path]) -> str:
         ]
         kind = KINDS.get(suffixes[-1].lower() if suffixes else "")
         if kind is None:
-            raise UsageError(
-                f"--text {path}: the ending says no known kind; known are {', '.join(KINDS)}"
-            )
+            raise UsageError(f"--text {path}: unknown file type; use {', '.join(KINDS)}")
         kinds.add(kind)
     if len(kinds) > 1:
         raise UsageError(
@@ -219,10 +217,11 @@ def _share(rows: Any, partition: int, partitions: int) -> Any:
     if rows.num_shards < partitions:
         rows = rows.reshard()
     if rows.num_shards < partitions:
-        found = "1 part" if rows.num_shards == 1 else f"{rows.num_shards} parts"
+        count = rows.num_shards
+        found = "one file" if count == 1 else f"{count} files or row groups of Parquet"
         raise InputError(
-            f"the text has {found} that can be read apart (files, or row groups of Parquet), too few "
-            f"for --partitions {partitions}: give {rows.num_shards} or fewer"
+            f"the text is {found}: use --partitions {count}, or for {partitions} partitions give "
+            f"{partitions} or more --text files"
         )
     return rows.shard(num_shards=partitions, index=partition)
 

