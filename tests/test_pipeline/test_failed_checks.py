@@ -61,8 +61,8 @@ def test_a_store_that_gives_back_other_bytes_is_a_failed_check_and_leaves_no_rec
 
     really_get = Store.get
 
-    def get(store: Store, key: str) -> bytes | None:
-        found = really_get(store, key)
+    def get(store: Store, key: str, fits: Any = None) -> bytes | None:
+        found = really_get(store, key, fits)
         return (
             found[:-9] + bytes([found[-9] ^ 1]) + found[-8:] if found and "MLP_2" in key else found
         )
