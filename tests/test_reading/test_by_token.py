@@ -100,9 +100,14 @@ def test_regressions_are_those_of_statsmodels(
             np.testing.assert_allclose(ours.r2, theirs.rsquared, rtol=1e-8)
             by_type = sm.OLS(y, pd.get_dummies(ids, dtype=float)).fit()
             np.testing.assert_allclose(ours.r2_token, by_type.rsquared, rtol=1e-8)
-            assert np.isnan(ours.partial_correlation[0])
+            for name in ("partial_correlation", "r2_alone", "r2_added"):
+                assert np.isnan(ours[name].sel(feature="intercept"))
             for index, name in enumerate(x.columns[1:], start=1):
                 rest = x.drop(columns=name)
+                alone = sm.OLS(y, x[["intercept", name]]).fit().rsquared
+                np.testing.assert_allclose(ours.r2_alone[index], alone, rtol=1e-7, atol=1e-14)
+                added = theirs.rsquared - sm.OLS(y, rest).fit().rsquared
+                np.testing.assert_allclose(ours.r2_added[index], added, rtol=1e-7, atol=1e-12)
                 both = [sm.OLS(each, rest).fit().resid for each in (y, x[name])]
                 expected = np.corrcoef(*both)[0, 1]
                 np.testing.assert_allclose(ours.partial_correlation[index], expected, rtol=1e-7)
