@@ -453,7 +453,7 @@ def test_it_reads_from_minio(s3_url: str, small_run: list[str]) -> None:
 def test_nothing_heavy_is_imported_before_it_is_used() -> None:
     code = (
         "import sys, neoscope; assert not {'pandas', 'xarray', 'scipy'} & set(sys.modules); "
-        "neoscope.reading.by_token.regress; assert 'pandas' in sys.modules and 'torch' not in sys.modules"
+        "neoscope.by_token.regress; assert 'pandas' in sys.modules and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert "by_token" in neoscope.__all__
