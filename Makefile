@@ -46,8 +46,8 @@ test: $(READY) ## Runs the tests (ARGS="-k storage")
 
 test-s3: $(READY) ## Runs the tests on S3 servers other than MinIO, built with Go once: four minutes
 	@$(BIN)/python $(MINIO) get
-	@nice $(BIN)/python tests/programs.py versitygw rclone
-	@$(BIN)/python -m pytest tests/test_servers.py $(ARGS)
+	@nice $(BIN)/python tests/support/programs.py versitygw rclone
+	@$(BIN)/python -m pytest tests/test_storage/test_servers.py $(ARGS)
 
 test-faults: $(READY) ## Runs the fault tests in full: hundreds of kills, a thousand flipped bits
 	@$(BIN)/python $(MINIO) get

@@ -337,7 +337,7 @@ def test_every_option_says_what_it_is_and_what_it_is_by_default() -> None:
 
 def test_nothing_heavy_is_imported_for_the_help() -> None:
     code = (
-        "import sys, neoscope.process;"
+        "import sys, neoscope.commands.main;"
         "print([m for m in ('torch', 'numpy', 'zarr', 'boto3', 'obstore') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from neoscope.reading import by_token
     from neoscope.reading.dataset import open_run, open_statistics
     from neoscope.statistics import by_length
-    from neoscope.text.tokenizing import load_tokenizer, tokenize
+    from neoscope.text.token_ids import load_tokenizer, tokenize
 
     __version__: str
 
@@ -40,11 +40,11 @@ __all__ = [
 _HOMES = {
     "capture": "model.hooks",
     "load_model": "model.loading",
-    "load_tokenizer": "text.tokenizing",
+    "load_tokenizer": "text.token_ids",
     "open_run": "reading.dataset",
     "open_statistics": "reading.dataset",
     "run": "pipeline.run",
-    "tokenize": "text.tokenizing",
+    "tokenize": "text.token_ids",
 }
 _MODULES = {
     "by_length": "neoscope.statistics.by_length",

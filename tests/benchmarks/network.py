@@ -47,7 +47,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "job" / "local"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import minio
-import programs
+
+from support import programs
 
 LATENCY_MS, RATE_KB = 15, 80_000
 CONNECTIONS = (4, 8, 16, 32)

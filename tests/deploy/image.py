@@ -20,7 +20,7 @@ TINY = ("--weights", "random", "--dataset", "sample", "--sequences", "4", "--pos
 # Of all that is imported for a run: has Python the compiled form of just this source?
 COMPILED = """
 import importlib.util, os, struct, sys
-import neoscope.cli, neoscope.pipeline
+import neoscope.commands.cli, neoscope.pipeline.partition
 for module in list(sys.modules.values()):
     source = getattr(module, "__file__", None) or ""
     if source.startswith("/opt/") and source.endswith(".py"):

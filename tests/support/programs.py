@@ -1,6 +1,6 @@
 """Programs that tests and benchmarks use and that no Python package has, built with Go once for a user.
 
-    python tests/programs.py [NAME ...]    builds those that are not there yet
+    python tests/support/programs.py [NAME ...]    builds those that are not there yet
 
 In: a name. Out: the path of a program. It knows no server's options.
 """

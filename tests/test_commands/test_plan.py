@@ -168,7 +168,7 @@ def test_without_rates_it_says_what_it_takes_to_know_the_time() -> None:
 def test_memory_is_about_what_the_process_takes(tmp_path: Path, small_model: Path) -> None:
     """The process alone: that of weights and layers is seen by the benchmark of memory."""
     script = (
-        "import sys; from neoscope.process import invoke; code = invoke(sys.argv[1:]);"
+        "import sys; from neoscope.commands.main import invoke; code = invoke(sys.argv[1:]);"
         "print(open('/proc/self/status').read()); sys.exit(code)"
     )
     words = ["run", str(tmp_path / "run"), "--model", str(small_model), "--dataset", "sample"]

@@ -12,9 +12,9 @@ import zarr
 
 from neoscope import open_run, open_statistics
 from neoscope.errors import CheckError, InputError
-from neoscope.format import layout, records
+from neoscope.format import layout, records, sealed_json
 from neoscope.format import statistics as stored_statistics
-from neoscope.statistics.cells import Cells, merge
+from neoscope.statistics.length_cells import Cells, merge
 from neoscope.storage.store import Store, open_store
 from support.by_numpy import assert_as_numpy
 from support.command import invoke
@@ -91,9 +91,9 @@ def test_a_run_without_arrays_goes_on_after_its_last_record(
     done = invoke("run", url, *arguments(small_model, batches=70, no_arrays=True))
     assert done.code == 0, done.err
     assert "going on after batch 64 of 70" in done.err
-    digest = records.sealed.load("manifest", whole, "before")["content_digest"]
+    digest = sealed_json.load("manifest", whole, "before")["content_digest"]
     assert (
-        records.sealed.load("manifest", (url / "manifest.json").read_bytes(), "after")[
+        sealed_json.load("manifest", (url / "manifest.json").read_bytes(), "after")[
             "content_digest"
         ]
         == digest

@@ -60,7 +60,7 @@ def test_a_second_start_says_that_all_is_there_and_changes_nothing(
 def test_a_second_start_as_a_process_of_its_own_is_quick(run: Run, small_model: Path) -> None:
     """Nothing heavy is imported where nothing is to be computed."""
     code = (
-        "import sys; from neoscope.process import invoke; code = invoke(sys.argv[1:]);"
+        "import sys; from neoscope.commands.main import invoke; code = invoke(sys.argv[1:]);"
         "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules], code)"
     )
     command = [sys.executable, "-c", code, "run", run.url, *arguments(small_model)]

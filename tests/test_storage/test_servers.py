@@ -9,18 +9,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import boto3
 import minio
-import programs
 import pytest
 
 from faults.proxy import proxied
 from faults.test_altered import altering
+from neoscope.errors import InputError
 from neoscope.storage.integrity import is_md5
 from neoscope.storage.store import Store, open_store
+from support import programs
 from support.command import BUCKET, invoke
 
 KEYS = {"AWS_ACCESS_KEY_ID": "neoscope-tests", "AWS_SECRET_ACCESS_KEY": "of-no-importance"}
@@ -127,3 +128,37 @@ def test_a_run_on_another_server(
     assert invoke("verify", again).code == 0
     assert invoke("delete", url, "--yes").code == 0
     assert not open_store(url).objects()
+
+
+@pytest.fixture
+def web_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of a token, as a pod with workload identity has it, and no keys."""
+    token = tmp_path / "token"
+    token.write_text("a token of nobody's")
+    for name in KEYS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/any")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
+    return token
+
+
+def test_a_web_identity_gives_the_keys_of_its_role(
+    tmp_path: Path, web_identity: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By moto's STS, which the same endpoint serves."""
+    with pytest.MonkeyPatch.context() as keys:
+        for name, value in KEYS.items():
+            keys.setenv(name, value)
+        server = serving(moto, tmp_path / "served")
+        address = server.__enter__()
+    with ExitStack() as stack:
+        stack.push(server)
+        proxy = stack.enter_context(proxied(address))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        store = open_store(f"s3://{BUCKET}/run", write=True)
+        store.put("a", b"x")
+        assert store.get("a") == b"x"
+    assert proxy.requests[-1].access_key.startswith("ASIA")  # a temporary key
+    web_identity.unlink()
+    with pytest.raises(InputError, match=str(web_identity)):
+        open_store(f"s3://{BUCKET}/run", endpoint_url=address)

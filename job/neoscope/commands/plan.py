@@ -30,7 +30,7 @@ from neoscope.model.random_weights import published_config
 from neoscope.model.shapes import PUBLISHED_SHAPES
 from neoscope.pipeline.layer_writer import RING
 from neoscope.spec import LAYER, RunSpec
-from neoscope.statistics.cells import BINS
+from neoscope.statistics.length_cells import BINS
 
 # Python with everything imported and a text open, before a model is there: GPT-Neo 125M's run of
 # 16 x 512 tokens peaks at 2.07 GB, of which the rest below is 1.02 GB.

@@ -27,7 +27,7 @@ from neoscope.format.layout import (
     statistics_key,
 )
 from neoscope.format.records import last_record, put_unrecorded, recorded_otherwise
-from neoscope.statistics.cells import BINS_PER_UNIT, HALF, Cells, merge
+from neoscope.statistics.length_cells import BINS_PER_UNIT, HALF, Cells, merge
 from neoscope.storage.store import Store
 
 DESCRIPTIONS = {

@@ -30,19 +30,19 @@ from neoscope.model import memory
 from neoscope.model.hooks import stream
 from neoscope.model.loading import gpu_count, pick_device
 from neoscope.pipeline import stored_batch
-from neoscope.pipeline.environment import (
+from neoscope.pipeline.inputs import Inputs, of_partition, prepare
+from neoscope.pipeline.layer_writer import LayerWriter, put_array
+from neoscope.pipeline.provenance import (
     describe_environment,
     keep_memory_flat,
     return_freed_memory,
 )
-from neoscope.pipeline.inputs import Inputs, of_partition, prepare
-from neoscope.pipeline.layer_writer import LayerWriter, put_array
 from neoscope.pipeline.stored_batch import StoredBatch
 from neoscope.pipeline.worker import Rank, own_device
 from neoscope.progress import Progress
 from neoscope.spec import LAYER, RunSpec
-from neoscope.statistics.accumulator import LengthStatistics
-from neoscope.statistics.cells import Cells
+from neoscope.statistics.length_accumulator import LengthStatistics
+from neoscope.statistics.length_cells import Cells
 from neoscope.statistics.token_lengths import histogram
 from neoscope.storage.store import Store
 
@@ -73,7 +73,7 @@ def store_partitions(
     start = _Start(spec, store, text_paths, target, describe_environment(target), progress)
     # It takes a second to compile: beside the text and the weights, not in the first layer's hook.
     threading.Thread(
-        target=importlib.import_module, args=["neoscope.statistics.kernels"], daemon=True
+        target=importlib.import_module, args=["neoscope.statistics.length_kernels"], daemon=True
     ).start()
     prepared: Inputs | None = None
     for partition in partitions:

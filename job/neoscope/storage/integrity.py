@@ -21,6 +21,8 @@ import xxhash
 from obstore import exceptions as faults
 from obstore.store import LocalStore, S3Store
 
+from neoscope.storage.s3 import sibling
+
 if TYPE_CHECKING:
     from obstore import PutMode
 
@@ -94,18 +96,8 @@ def same(one: Body, other: Body) -> bool:
 
 def _sibling(backend: S3Store, *, checksum: bool) -> S3Store:
     """A store of the same bucket that sends each body's checksum, or else always a wrong one."""
-    options = dict(backend.client_options or {})
-    retry = dict(backend.retry_config or {})
-    config = dict(backend.config)
     if checksum:
-        config["checksum_algorithm"] = ALGORITHM
-    else:
-        options["default_headers"] = {HEADER: WRONG}
-        retry["max_retries"] = 2  # 501 is repeated too
-    return S3Store(
-        prefix=backend.prefix,
-        config=config,  # type: ignore[arg-type]
-        client_options=options,  # type: ignore[arg-type]
-        retry_config=retry,  # type: ignore[arg-type]
-        credential_provider=backend.credential_provider,
-    )
+        return sibling(backend, checksum_algorithm=ALGORITHM)
+    options = {**(backend.client_options or {}), "default_headers": {HEADER: WRONG}}
+    retry = {**(backend.retry_config or {}), "max_retries": 2}  # 501 is repeated too
+    return sibling(backend, client_options=options, retry_config=retry)

@@ -10,8 +10,6 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -20,19 +18,22 @@ from urllib.parse import urlsplit
 
 from obstore.store import S3Store
 
+from neoscope.errors import InputError, UsageError
+from neoscope.storage.s3_errors import (
+    GIVE_CREDENTIALS,
+    bucket_error,
+    translate_errors,
+    untrusted_reason,
+)
+
 if TYPE_CHECKING:
     from botocore.config import Config
-    from botocore.exceptions import ClientError, SSLError
     from botocore.session import Session
-    from obstore.store import ClientConfig, RetryConfig
-from neoscope.errors import InputError, NeoscopeError, UnavailableError, UsageError
+    from obstore.store import ClientConfig, RetryConfig, S3Config
 
 ENDPOINT = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[^/:\s]+)(:\d+)?(/\S*)?")
+ENDPOINT_KEY = "aws_endpoint_url_s3"
 DIRECTORY_BUCKET = "--x-s3"  # the end of its name, which no other bucket may have
-GIVE_CREDENTIALS = (
-    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
-    "or run where boto3 problems others"
-)
 # A body of some MB on a slow uplink takes minutes; a connection that is not made in seconds is not made.
 BODY_TIMEOUT = timedelta(minutes=5)
 CONNECT_TIMEOUT = timedelta(seconds=5)
@@ -84,7 +85,7 @@ def open_bucket(
 
     from obstore.auth.boto3 import Boto3CredentialProvider
 
-    with _told(bucket):
+    with translate_errors(bucket):
         session = _session()
         signed = _has_credentials(session)
         if change and not signed:
@@ -97,7 +98,7 @@ def open_bucket(
     backend = S3Store(
         bucket,
         prefix=prefix,
-        aws_endpoint_url_s3=asked.endpoint(bucket),
+        config=_endpoint(asked.endpoint(bucket)),
         virtual_hosted_style_request=asked.in_host(bucket),
         region=asked.region,
         skip_signature=not signed,
@@ -107,6 +108,28 @@ def open_bucket(
         retry_config=RETRY,
     )
     return f"s3://{bucket}/{prefix}", backend
+
+
+def sibling(backend: S3Store, **changed: Any) -> S3Store:
+    """A store as `backend` but for some of its arguments: `prefix`, `client_options`, `retry_config`, or
+    fields of `config`."""
+    arguments = {
+        name: changed.pop(name, getattr(backend, name))
+        for name in ("prefix", "client_options", "retry_config", "credential_provider")
+    }
+    config: Any = {
+        f"aws_{key}" if f"aws_{key}" == ENDPOINT_KEY else key: value
+        for key, value in backend.config.items()
+    }
+    config |= changed
+    return S3Store(config=config, **arguments)
+
+
+def _endpoint(url: str) -> S3Config:
+    """The setting of the endpoint. obstore takes AWS_ENDPOINT_URL_S3 before `endpoint`; the setting that
+    wins over that variable makes a store that cannot be pickled, so it is given only where it must be."""
+    other = os.environ.get(ENDPOINT_KEY.upper(), url) != url
+    return {ENDPOINT_KEY: url} if other else {"endpoint": url}  # type: ignore[misc]
 
 
 def _bucket_and_prefix(url: str) -> tuple[str, str]:
@@ -125,7 +148,7 @@ def _bucket_and_prefix(url: str) -> tuple[str, str]:
 
 
 def _session() -> Session:
-    """botocore's session: profile, credentials and settings as boto3 problems them, and a region."""
+    """botocore's session: profile, credentials and settings as boto3 finds them, and a region."""
     from botocore.session import get_session
 
     session = get_session()
@@ -179,7 +202,7 @@ def _ask(
     except client.exceptions.ClientError as error:
         if error.operation_name != "HeadBucket":
             raise
-        raise _refused(bucket, asked[-1].endpoint(bucket), signed, error) from None
+        raise bucket_error(bucket, asked[-1].endpoint(bucket), signed, error) from None
     return asked[-1]
 
 
@@ -208,66 +231,5 @@ def _stop_at_untrusted(caught_exception: Exception | None = None, **_: Any) -> N
     """Raise what retrying will not help: botocore takes it for a connection that broke."""
     from botocore.exceptions import SSLError
 
-    if isinstance(caught_exception, SSLError) and _distrust(caught_exception):
+    if isinstance(caught_exception, SSLError) and untrusted_reason(caught_exception):
         raise caught_exception
-
-
-def _distrust(error: SSLError) -> str | None:
-    """Why the certificate of a server is not trusted, where that is the fault."""
-    cause: Any = error.kwargs.get("error")
-    while isinstance(cause, Exception):
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return cause.verify_message
-        if isinstance(cause, ValueError):  # urllib3's own: of another host
-            return str(cause)
-        cause = cause.args[0] if cause.args else None
-    return None
-
-
-@contextmanager
-def _told(bucket: str) -> Iterator[None]:
-    """Turn boto3's faults into errors that say what to do."""
-    from botocore import exceptions as faults
-
-    try:
-        yield
-    except faults.ClientError as error:  # of STS, SSO: what gives credentials
-        raise InputError(f"cannot get credentials for S3: {error}") from None
-    except faults.SSLError as error:
-        where = error.kwargs["endpoint_url"]
-        if why := _distrust(error):
-            raise InputError(
-                f"the certificate of {where} is not trusted: {why}; where an authority of your own "
-                "has signed it, give its PEM file in AWS_CA_BUNDLE"
-            ) from None
-        raise UnavailableError(f"storage for s3://{bucket} does not answer: {error}") from None
-    except (
-        faults.ConnectionError,
-        faults.HTTPClientError,
-        faults.MetadataRetrievalError,
-    ) as error:
-        raise UnavailableError(f"storage for s3://{bucket} does not answer: {error}") from None
-    except faults.BotoCoreError as error:  # an unknown profile, half a key, no name of a bucket
-        raise InputError(f"cannot use s3://{bucket}: {error}") from None
-    except ValueError as error:
-        raise UsageError(
-            f"cannot use s3://{bucket}: {error}; give another --endpoint-url"
-        ) from None
-
-
-def _refused(bucket: str, endpoint: str, signed: bool, error: ClientError) -> NeoscopeError:
-    status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-    if status == 404:
-        return InputError(
-            f"the bucket {bucket} does not exist: create it at {endpoint}, or give another output"
-        )
-    if status in (401, 403):
-        fix = "check the credentials and what they allow"
-        if not signed:
-            fix = f"there are no credentials: {GIVE_CREDENTIALS}"
-        return InputError(
-            f"access denied: s3:ListBucket on the bucket {bucket} at {endpoint}; {fix}"
-        )
-    if status < 500 and status != 429:
-        return InputError(f"{endpoint} refuses the bucket {bucket}: {error}")
-    return UnavailableError(f"storage for s3://{bucket} does not answer: {error}")

@@ -30,8 +30,8 @@ from concurrent.futures import ThreadPoolExecutor
 from neoscope.errors import InputError, UnavailableError, UsageError
 from neoscope.storage.connections import MOST
 from neoscope.storage.integrity import Body, Checksums, is_md5, same
-from neoscope.storage.requests import AlteredError, Requests
-from neoscope.storage.s3 import open_bucket
+from neoscope.storage.retries import AlteredError, Requests
+from neoscope.storage.s3 import open_bucket, sibling
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -203,13 +203,7 @@ class Store:
                 yield Store(str(folder), LocalStore(str(folder)))
             return
         for prefix in PurePosixPath(self.backend.prefix or "").parents[:-1]:
-            backend = S3Store(
-                prefix=str(prefix),
-                config=self.backend.config,
-                client_options=self.backend.client_options,
-                retry_config=self.backend.retry_config,
-                credential_provider=self.backend.credential_provider,
-            )
+            backend = sibling(self.backend, prefix=str(prefix))
             yield Store(f"{self.url.removesuffix(self.backend.prefix or '')}{prefix}", backend)
 
     def delete(self, keys: list[str]) -> None:
