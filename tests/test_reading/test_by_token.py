@@ -100,9 +100,14 @@ def test_regressions_are_those_of_statsmodels(
             np.testing.assert_allclose(ours.r2, theirs.rsquared, rtol=1e-8)
             by_type = sm.OLS(y, pd.get_dummies(ids, dtype=float)).fit()
             np.testing.assert_allclose(ours.r2_token, by_type.rsquared, rtol=1e-8)
-            assert np.isnan(ours.partial_correlation[0])
+            for name in ("partial_correlation", "r2_alone", "r2_added"):
+                assert np.isnan(ours[name].sel(feature="intercept"))
             for index, name in enumerate(x.columns[1:], start=1):
                 rest = x.drop(columns=name)
+                alone = sm.OLS(y, x[["intercept", name]]).fit().rsquared
+                np.testing.assert_allclose(ours.r2_alone[index], alone, rtol=1e-7, atol=1e-14)
+                added = theirs.rsquared - sm.OLS(y, rest).fit().rsquared
+                np.testing.assert_allclose(ours.r2_added[index], added, rtol=1e-7, atol=1e-12)
                 both = [sm.OLS(each, rest).fit().resid for each in (y, x[name])]
                 expected = np.corrcoef(*both)[0, 1]
                 np.testing.assert_allclose(ours.partial_correlation[index], expected, rtol=1e-7)
@@ -448,7 +453,7 @@ def test_it_reads_from_minio(s3_url: str, small_run: list[str]) -> None:
 def test_nothing_heavy_is_imported_before_it_is_used() -> None:
     code = (
         "import sys, neoscope; assert not {'pandas', 'xarray', 'scipy'} & set(sys.modules); "
-        "neoscope.reading.by_token.regress; assert 'pandas' in sys.modules and 'torch' not in sys.modules"
+        "neoscope.by_token.regress; assert 'pandas' in sys.modules and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert "by_token" in neoscope.__all__

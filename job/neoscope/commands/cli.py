@@ -335,7 +335,10 @@ def plan_command(text_paths: tuple[Path, ...], **options: Any) -> None:
         click.echo(line)
 
 
-@cli.command(name="report")
+PERMUTATIONS = 200
+
+
+@cli.command(name="report", epilog=EXIT_CODES)
 @output_argument
 @endpoint_option
 @option(
@@ -344,17 +347,42 @@ def plan_command(text_paths: tuple[Path, ...], **options: Any) -> None:
     metavar="FILE",
     help="Also write the page to this local file.",
 )
-def report_command(output: str, endpoint_url: str | None, file: Path | None) -> None:
-    """Show a run as one page of pictures, made from its statistics alone.
+@click.option(
+    "--tokens/--no-tokens",
+    default=True,
+    help="Whether to ask of every neuron if it follows the length of tokens, or which tokens they are. "
+    "That reads all arrays; the rest of the page needs none.  [default: tokens, where there are arrays]",
+)
+@click.option(
+    "--permutations",
+    type=click.IntRange(19),
+    metavar="N",
+    help="How many times lengths are dealt out anew among the tokens, to see what chance gives; 19 are "
+    f"the fewest that tell one time in twenty.  [default: {PERMUTATIONS}]",
+)
+def report_command(
+    output: str,
+    endpoint_url: str | None,
+    file: Path | None,
+    tokens: bool,
+    permutations: int | None,
+) -> None:
+    """Show a run as one page of pictures, made from its statistics and its arrays.
 
     The page is stored beside the run as report.html, and needs no network to be read.
     """
     from neoscope.commands.report.report import report
     from neoscope.format.layout import REPORT
+    from neoscope.progress import Progress
     from neoscope.storage.store import open_store
 
+    if permutations and not tokens:
+        raise UsageError(
+            f"--permutations {permutations} is of the tokens that --no-tokens leaves out"
+        )
     store = open_store(output, endpoint_url=endpoint_url, change=True)
-    page = report(store).encode()
+    times = (permutations or PERMUTATIONS) if tokens else None
+    page = report(store, permutations=times, progress=Progress()).encode()
     store.put(REPORT, page)
     click.echo(f"stored:  {store.url}/{REPORT}")
     if file:

@@ -60,8 +60,12 @@ def regress(
     Variables [layer, feature, neuron], float64: `coefficient`; `standard_error`, clustered by token; `t`;
     `p`, two-sided, by Student's t with one degree of freedom less than there are tokens;
     `naive_t`, as if all occurrences were independent, to compare; `partial_correlation` with the other
-    features held constant. [layer, neuron]: `r2` of all features together, and `r2_token`, of which
-    token it is at all, which no property of tokens can go beyond. NaN for a neuron that does not vary.
+    features held constant; and each feature's own share of the neuron's variance, `r2_alone` without
+    the other features, `r2_added` beside them: what `r2` loses where it is left out (the squared
+    semipartial correlation). [layer, neuron]: `r2` of all features together, and `r2_token`, of which
+    token it is at all, which no property of tokens can go beyond. By chance alone, `r2_token` is
+    `(token_types - 1) / (occurrences - 1)` in the mean, attributes both: much of it in a short run.
+    NaN for a neuron that does not vary, and for shares of the intercept.
 
     `errors="CR1"` are those of Stata and of statsmodels' `cov_type="cluster"` (its t distribution with
     `use_t=True`). Where a few tokens carry most of the weight, as they do in text, they are too small:
@@ -89,7 +93,7 @@ def r2(
 
     float64 [layer, subset, neuron]; `{"length": ["length"], "both": ["length", "log_frequency"]}` names
     subsets of columns. What length adds to frequency is the difference of two of them. NaN for a neuron
-    that does not vary.
+    that does not vary. The shares of single features are in `regress` too.
     """
     unknown = sorted(set(itertools.chain(*subsets.values())).difference(features.columns))
     if unknown:
@@ -217,6 +221,8 @@ def _regressed(layer: int, tokens: Tokens, features: pd.DataFrame, errors: Error
         "p": two_sided_p(t, len(tokens.count) - 1),
         "naive_t": naive_t,
         "partial_correlation": partial,
+        "r2_alone": found.r2_alone,
+        "r2_added": found.r2_added,
     }
     variables: dict[str, Any] = {name: (("feature", "neuron"), v) for name, v in values.items()}
     return xr.Dataset(

@@ -21,7 +21,7 @@ from neoscope.reading.dataset import open_arrays, vocabulary
 from neoscope.reading.status import committed
 from neoscope.spec import LAYER
 from neoscope.statistics.token_sums import TokenAccumulator, TokenSums
-from neoscope.storage.store import open_store
+from neoscope.storage.store import Store, open_store
 
 BLOCK_BYTES = 64_000_000  # of values that are read at a time
 
@@ -42,13 +42,19 @@ def features(
 
     Columns of one's own join by id, `table.join(mine)`, or by string, `table.join(mine, on="token")`.
     """
-    store = open_store(url, endpoint_url=endpoint_url)
+    return features_of(open_store(url, endpoint_url=endpoint_url), frequency)
+
+
+def features_of(
+    store: Store, frequency: Mapping[Any, float] | pd.Series | None = None
+) -> pd.DataFrame:
+    """The table of `features`, of the run in `store`."""
     manifest = committed(store)
     count = np.zeros(manifest["tokenizer"]["size"], np.int64)
     length = np.zeros(len(count), np.int64)
     arrays = open_arrays(store)
     for rows in _blocks(arrays[TOKEN_IDS]):
-        ids, lengths = _tokens(arrays.isel(sequence=rows), url)
+        ids, lengths = _tokens(arrays.isel(sequence=rows), store.url)
         count += np.bincount(ids.ravel(), minlength=len(count))
         length[ids] = lengths
     token = np.flatnonzero((count > 0) & (length > 0))
@@ -70,9 +76,13 @@ def sums(
     token that occurs. Raises InputError for a run without arrays or a layer that it does not have,
     CheckError for arrays with a chunk missing.
     """
-    store = open_store(url, endpoint_url=endpoint_url)
+    return sums_of(open_store(url, endpoint_url=endpoint_url), layers)
+
+
+def sums_of(store: Store, layers: Sequence[int] | None = None) -> Iterator[TokenSums]:
+    """The sums of `sums`, of the run in `store`."""
     committed(store)
-    arrays = open_arrays(store)
+    arrays, url = open_arrays(store), store.url
     stored = sorted(int(str(name)[len(LAYER) :]) for name in arrays.data_vars)
     if not stored:
         raise InputError(f"the run at {url} has no arrays (--no-arrays): no sums by token follow")

@@ -93,13 +93,15 @@ class Tokens:
 class Design:
     """Features of tokens, with an intercept before them, and what follows from them alone.
 
-    `q` [token, coefficient] is orthonormal and spans the square root of `count` times the features;
+    `q` [token, coefficient] is orthonormal and spans the square root of `count` times the features,
+    and `r` [coefficient, feature] are these, centred and scaled, in its terms, the intercept left out;
     `influence` [coefficient, token] are the columns A^-1 x_v: a coefficient is `influence @ S`.
     """
 
     names: tuple[str, ...]
     count: Floats
     q: Floats
+    r: Floats
     influence: Floats
 
     @classmethod
@@ -128,7 +130,7 @@ class Design:
         inverse = np.linalg.solve(r, (q / root).T)
         influence = inverse / np.append(1, scale)[:, None]
         influence[0] -= center @ influence[1:]
-        return cls((INTERCEPT, *names), count, q, influence)
+        return cls((INTERCEPT, *names), count, q, r[:, 1:], influence)
 
     @property
     def leverage(self) -> Floats:
@@ -156,8 +158,17 @@ class Design:
 
     def explained(self, tokens: Tokens) -> Floats:
         """[neuron], of the variation about the mean."""
-        along = self.q.T @ (tokens.away / np.sqrt(self.count)[:, None])
+        along = self._along(tokens)
         return np.asarray(np.minimum(np.einsum("kn,kn->n", along, along), tokens.between))
+
+    def explained_alone(self, tokens: Tokens) -> Floats:
+        """[feature, neuron], of the same, by each feature without the others; the intercept left out."""
+        along = self.r.T @ self._along(tokens)
+        return np.asarray(np.minimum(along**2 / (self.r**2).sum(axis=0)[:, None], tokens.between))
+
+    def _along(self, tokens: Tokens) -> Floats:
+        """[coefficient, neuron], the sums in terms of `q`."""
+        return np.asarray(self.q.T @ (tokens.away / np.sqrt(self.count)[:, None]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +178,8 @@ class Fit:
     coefficient: Floats
     standard_error: Floats
     naive_standard_error: Floats
+    r2_alone: Floats  # of each feature without the others; NaN of the intercept, as the next is
+    r2_added: Floats  # by each feature to the others
     r2: Floats  # [neuron]
     r2_token: Floats  # [neuron]
 
@@ -181,12 +194,16 @@ def fit(design: Design, tokens: Tokens, errors: Errors = "CR1") -> Fit:
     unexplained = tokens.variation - explained
     naive = np.sqrt(design.unscaled[:, None] * (unexplained / (rows - number)))
     weights = design.influence**2 * design.adjustment(errors)
+    added = np.minimum(coefficient**2 / design.unscaled[:, None], explained)
+    nothing = np.full(len(tokens.mean), np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         varies = np.where(tokens.variation > 0, 1.0, np.nan)
         return Fit(
             coefficient,
             np.sqrt(weights @ left**2) * varies,
             naive * varies,
+            np.vstack([nothing, design.explained_alone(tokens) / tokens.variation]),
+            np.vstack([nothing, added[1:] / tokens.variation]),
             explained / tokens.variation,
             tokens.between / tokens.variation,
         )

@@ -84,15 +84,12 @@ def token_shares(layers: list[int], shares: dict[str, list[float | None]]) -> st
         "Share of the variance of each layer's median neuron that goes with which token it is, with "
         "length and frequency together, with frequency alone and with length alone"
     )
+    # As the key on the page has them.
     styles: dict[str, Any] = {
-        "token": {"color": INK, "linestyle": "-", "label": "which token it is"},
-        "both": {"color": MUTED, "linestyle": "-", "label": "length and frequency"},
-        "frequency": {
-            "color": GROUP_COLOURS["shorter"],
-            "linestyle": "--",
-            "label": "frequency alone",
-        },
-        "length": {"color": GROUP_COLOURS["longer"], "linestyle": ":", "label": "length alone"},
+        "token": {"color": INK, "linestyle": "-"},
+        "both": {"color": MUTED, "linestyle": "-"},
+        "frequency": {"color": GROUP_COLOURS["shorter"], "linestyle": "--"},
+        "length": {"color": GROUP_COLOURS["longer"], "linestyle": ":"},
     }
     with rc_context(STYLE):
         figure, axes = _figure(6.4, 3.2)
@@ -103,7 +100,6 @@ def token_shares(layers: list[int], shares: dict[str, list[float | None]]) -> st
         axes.set_xticks(some_layers(np.array(layers)))
         axes.set_xlabel("layer")
         axes.set_ylabel("share of variance, %")
-        figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8.5)
         return _svg(figure, words)
 
 

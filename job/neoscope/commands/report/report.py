@@ -1,8 +1,8 @@
 """A run as one page for people: what its statistics say, in pictures, and where it comes from.
 
 In: a committed run with statistics. Out: one HTML file that needs no network and reads in light, dark, on
-paper and on a phone. No activation is read: it is made from the statistics, the manifest, the vocabulary
-and the first token ids.
+paper and on a phone. It is made from the statistics, the manifest, the vocabulary and the first token
+ids; of activations only the section on tokens reads any.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import numpy as np
 import xarray as xr
 
 from neoscope.commands.report import figures
+from neoscope.commands.report.token_section import Unanswerable, token_section
 from neoscope.errors import CheckError
 from neoscope.format.layout import VOCABULARY
 from neoscope.format.manifest import read_manifest, text_name
+from neoscope.progress import Progress
 from neoscope.reading.dataset import open_arrays, open_statistics_of
 from neoscope.statistics import by_length, drawing
 from neoscope.storage.store import Store
@@ -27,9 +29,9 @@ SAMPLE_TOKENS = 400
 FEW = 50  # tokens of a length, below which their mean says little
 
 
-def report(store: Store) -> str:
-    """The page of the committed run in `store`. Raises InputError where there is none, or where it
-    has no statistics."""
+def report(store: Store, *, permutations: int | None, progress: Progress) -> str:
+    """The page of the committed run in `store`; of tokens with so many permutations, or without that
+    section for None. Raises InputError where there is no run, or where it has no statistics."""
     import jinja2
 
     statistics = open_statistics_of(store).load()
@@ -38,8 +40,9 @@ def report(store: Store) -> str:
         raise CheckError(f"{store.url} was deleted while it was read")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["grouped"] = lambda number: f"{number:,}"
-    source = resources.files("neoscope.commands.report") / "template.html.jinja"
-    template = environment.from_string(source.read_text(encoding="utf-8"))
+    folder = resources.files("neoscope.commands.report")
+    environment.loader = jinja2.FunctionLoader(lambda name: (folder / name).read_text("utf-8"))
+    template = environment.get_template("template.html.jinja")
     length = manifest["tokens"]["length"]
     counts = {int(at): count for at, count in length["histogram"].items()}
     histograms = by_length.histograms(statistics)
@@ -59,8 +62,25 @@ def report(store: Store) -> str:
         heat=_heat(statistics),
         correlation_figure=figures.correlations(correlation),
         strongest=_strongest(correlation),
+        **_tokens(store, manifest, permutations, progress),
         sample=_sample(store, length["median"]),
     )
+
+
+def _tokens(
+    store: Store, manifest: dict[str, Any], permutations: int | None, progress: Progress
+) -> dict[str, Any]:
+    """What the section on tokens says and shows, or why it is not there."""
+    nothing = {"tokens": None, "shares_figure": None}
+    if permutations is None:
+        return {**nothing, "no_tokens": "this page was made with --no-tokens"}
+    try:
+        tokens = token_section(store, manifest, permutations=permutations, progress=progress)
+    except Unanswerable as reason:
+        progress.say(f"no section on tokens: {reason}")
+        return {**nothing, "no_tokens": str(reason)}
+    figure = figures.token_shares(tokens["layers"], tokens["shares"])
+    return {"tokens": tokens, "shares_figure": figure, "no_tokens": None}
 
 
 def _sizes(manifest: dict[str, Any]) -> dict[str, int]:

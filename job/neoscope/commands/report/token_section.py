@@ -1,7 +1,7 @@
 """What a report says of neurons and tokens: is it length, or which token it is?
 
-In: a committed run that has arrays. Out: plain numbers for `token_section.html.jinja` and
-`figures.token_shares`. Each layer's sums are made once and let go. It does not know the rest of the page.
+In: a committed run. Out: plain numbers for `token_section.html.jinja` and `figures.token_shares`, or why
+there are none. Each layer's sums are made once and let go. It does not know the rest of the page.
 """
 
 from __future__ import annotations
@@ -12,48 +12,63 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from neoscope.errors import InputError, UsageError
+from neoscope.format.layout import TOKEN_IDS, TOKEN_LENGTH
+from neoscope.progress import Progress
 from neoscope.reading import by_token
+from neoscope.reading.stored_tokens import features_of, sums_of
 from neoscope.statistics.token_permutation import Dealt
 from neoscope.statistics.token_regression import Tokens
 from neoscope.statistics.token_sums import TokenSums
+from neoscope.storage.store import Store
 
 PROPERTIES = ["length", "log_frequency"]
-SUBSETS = {"length": ["length"], "frequency": ["log_frequency"], "both": PROPERTIES}
-TIMES, SEED, LEVEL, SIGNIFICANT = 1000, 0, 0.05, 1.96
+SHARES = ("token", "both", "frequency", "length")
+SEED, LEVEL, SIGNIFICANT = 0, 0.05, 1.96
 STRONGEST = 12  # neurons in the table
 
 
+class Unanswerable(Exception):
+    """Why a run does not answer it, for the page to say."""
+
+
 def token_section(
-    url: str, *, endpoint_url: str | None = None, times: int = TIMES
+    store: Store, manifest: dict[str, Any], *, permutations: int, progress: Progress
 ) -> dict[str, Any]:
     """The numbers of the section: plain ints, floats, strings, lists and dictionaries.
 
     `shares` has for each layer the median over neurons of the share of variance that goes with the token
-    at all, with length alone, frequency alone, and both; `naive` and `honest` (CR3) the median |t| of
-    length beside frequency and the share of neurons beyond 1.96; `above` the neurons whose |t| passes
-    the threshold of `by_token.permute`, the largest first. None for a share of neurons none of which
-    vary.
+    at all, with length and frequency together, and with each alone; `medians` the same over all layers,
+    with `added`, what length adds to frequency, and `chance`, which share goes with the token at all
+    where it does not matter; `naive` and `honest` (CR3) the median |t| of length beside frequency and
+    the share of neurons beyond 1.96; `above` the neurons whose |t| passes the threshold of
+    `by_token.permute`, the largest first. None for a share of neurons none of which vary.
+
+    Raises Unanswerable for a run without arrays, or whose tokens are too few or too much alike.
     """
-    table = by_token.features(url, endpoint_url=endpoint_url)[PROPERTIES]
-    parts, dealt = [], None
-    for sums in by_token.sums(url, endpoint_url=endpoint_url):
-        if dealt is None:
-            tokens = Tokens.of(sums, first_positions=True)
-            dealt = by_token.deal(
-                table, tokens, of="length", within=by_token.DECILES, times=times, seed=SEED
-            )
-        parts.append(_of_layer(sums, table, dealt))
+    layers = len(set(manifest["arrays"]) - {TOKEN_IDS, TOKEN_LENGTH})
+    if not layers:
+        raise Unanswerable("it keeps no activations (--no-arrays)")
+    size = sum(entry["stored_bytes"] for entry in manifest["arrays"].values())
+    progress.say(f"reading {size / 1e9:,.2f} GB of arrays by token; --no-tokens leaves that out")
+    progress.begin("by token", layers, "layers")
+    try:
+        parts = _of_layers(store, permutations, progress)
+    finally:
+        progress.end()
     found = by_token.judged(xr.concat(parts, "layer", combine_attrs="override"), LEVEL)
+    medians = {name: _number(found[f"r2_{name}"].median()) for name in (*SHARES, "added")}
     return {
         "occurrences": found.occurrences,
         "token_types": found.token_types,
-        "times": times,
+        "times": permutations,
         "neurons": found.t.size,
         "layers": [int(layer) for layer in found.layer],
         "shares": {
             name: [_number(each) for each in found[f"r2_{name}"].median("neuron").values]
-            for name in ("token", *SUBSETS)
+            for name in SHARES
         },
+        "medians": {**medians, "chance": (found.token_types - 1) / (found.occurrences - 1)},
         "naive": _judgement(found.naive_t),
         "honest": _judgement(found.honest_t),
         "threshold": _number(found.threshold),
@@ -62,17 +77,41 @@ def token_section(
     }
 
 
+def _of_layers(store: Store, permutations: int, progress: Progress) -> list[xr.Dataset]:
+    table = features_of(store)[PROPERTIES]
+    parts: list[xr.Dataset] = []
+    dealt: Dealt | None = None
+    for sums in sums_of(store):
+        dealt = dealt or _dealt(sums, table, permutations)
+        parts.append(_of_layer(sums, table, dealt))
+        progress.advance(f"layer {sums.layer} by token")
+    return parts
+
+
+def _dealt(sums: TokenSums, table: pd.DataFrame, permutations: int) -> Dealt:
+    """The permutations for all layers, whose tokens are those of this one."""
+    try:
+        tokens = Tokens.of(sums, first_positions=True)
+        return by_token.deal(
+            table, tokens, of="length", within=by_token.DECILES, times=permutations, seed=SEED
+        )
+    except (InputError, UsageError) as error:
+        raise Unanswerable(f"the text is too short for it ({error})") from None
+
+
 def _of_layer(sums: TokenSums, table: pd.DataFrame, dealt: Dealt) -> xr.Dataset:
     fit = by_token.regress(sums, table, errors="CR3")
-    r2 = by_token.r2(sums, table, SUBSETS)
     t, _, largest = dealt.layer(Tokens.of(sums, first_positions=True))
-    length = fit.sel(feature="length", drop=True)
+    length, frequency = (fit.sel(feature=name, drop=True) for name in PROPERTIES)
     return xr.Dataset(
         {
             "naive_t": length.naive_t,
             "honest_t": length.t,
-            "r2_token": length.r2_token,
-            **{f"r2_{name}": r2.sel(subset=name, drop=True) for name in SUBSETS},
+            "r2_token": fit.r2_token,
+            "r2_both": fit.r2,
+            "r2_frequency": frequency.r2_alone,
+            "r2_length": length.r2_alone,
+            "r2_added": length.r2_added,
             "t": (("layer", "neuron"), t[None]),
             "largest": (("layer", "permutation"), largest[None]),
         },
