@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from concurrent import futures
 from contextlib import closing
 
 import torch
@@ -55,7 +56,8 @@ def rows(name: str) -> dict[str, Callable[[], object]]:
                 [lambda name, values: writer.write(schemas[name], 0, values, "records/none")],
                 forward="fast",
             )
-            writer.finish()
+            for parts in writer.finish().values():
+                futures.wait(parts)
 
     return {
         "a pinned copy of the same bytes": copies,

@@ -28,7 +28,7 @@ from neoscope.model.hooks import hook_points, layer_numbers
 from neoscope.model.loading import find_model
 from neoscope.model.random_weights import published_config
 from neoscope.model.shapes import PUBLISHED_SHAPES
-from neoscope.pipeline.layer_writer import RING
+from neoscope.pipeline.layer_writer import ring_slots
 from neoscope.spec import LAYER, RunSpec
 from neoscope.statistics.length_cells import BINS
 
@@ -251,7 +251,8 @@ def _buffers(spec: RunSpec, schemas: dict[str, ArraySchema]) -> int:
     """The layers that are on their way to the store, as much of each as one pass computes."""
     layer = next(iter(schemas.values()))
     whole = math.prod(layer.batch_grid) * layer.chunk_bytes
-    return spec.arrays * RING * whole * spec.pass_sequences // spec.sequences
+    slots = ring_slots(layer, spec.pass_sequences)
+    return spec.arrays * slots * whole * spec.pass_sequences // spec.sequences
 
 
 def _working(spec: RunSpec, shape: Shape, at_once: int) -> int:

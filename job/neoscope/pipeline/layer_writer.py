@@ -3,7 +3,7 @@
 In: a layer from inside its hook. Out: its chunks in the store and a record of each. It does not
 know what computed the layer, nor what a batch or a run is.
 
-`RING` layers are in host memory at most, whatever the model, the batches or the speed of the store.
+`RING_BYTES` of layers are in host memory at most, whatever the model, the batches or the speed of the store.
 A layer that finds every buffer in use waits, and the forward pass with it: nothing is dropped.
 """
 
@@ -27,7 +27,10 @@ from neoscope.format.chunks import StoredChunk
 from neoscope.format.records import put_unrecorded
 from neoscope.storage.store import REQUESTS_IN_FLIGHT, Store
 
-RING = 2
+# Three layers of 16 x 512 tokens of GPT-Neo 125M: 48 chunks, so that every connection has one while a
+# buffer is filled. Two layers at least, whatever they take: one is stored while the next is computed.
+RING_BYTES = 320_000_000
+LEAST_SLOTS = 2
 
 
 class Slot:
@@ -72,6 +75,14 @@ class Slot:
         chunked.copy_(split.permute(0, 2, 4, 1, 3, 5))
 
 
+def ring_slots(schema: ArraySchema, sequences: int) -> int:
+    """How many buffers for `sequences` sequences of a layer there are: what RING_BYTES hold, and no more than
+    keep every connection busy."""
+    count = sequences // schema.chunks[0] * math.prod(schema.grid[1:])
+    wanted = math.ceil(2 * REQUESTS_IN_FLIGHT / count)
+    return max(LEAST_SLOTS, min(RING_BYTES // (count * schema.chunk_bytes), wanted))
+
+
 class LayerWriter:
     """A consumer of layers that stores each one while the next is computed.
 
@@ -89,9 +100,11 @@ class LayerWriter:
         self._store = store
         self._pool = ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="put")
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
-        for _ in range(RING):
-            self._free.put(Slot(schema, sequences or schema.rows, device))
+        # The last that was freed is the next to be filled: a quick store touches few of them.
+        self._free: queue.LifoQueue[Slot] = queue.LifoQueue()
+        sequences = sequences or schema.rows
+        for _ in range(ring_slots(schema, sequences)):
+            self._free.put(Slot(schema, sequences, device))
         self._lock = threading.Lock()
         self._failed: BaseException | None = None
         self._stored: dict[str, list[Future[StoredChunk]]] = {}
@@ -122,10 +135,10 @@ class LayerWriter:
             for index, key in enumerate(keys)
         )
 
-    def finish(self) -> dict[str, list[StoredChunk]]:
-        """Wait until every layer taken since the last call is stored; its chunks by array name."""
+    def finish(self) -> dict[str, list[Future[StoredChunk]]]:
+        """By array name the chunks of every layer taken since the last call, each on its way."""
         stored, self._stored = self._stored, {}
-        return {name: [future.result() for future in parts] for name, parts in stored.items()}
+        return stored
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
