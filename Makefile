@@ -9,14 +9,14 @@ MINIO := job/local/minio.py
 BENCH := .venv-bench
 # Two test processes: most of a test's time it waits. More would starve one another on a laptop.
 TWO := --numprocesses 2 --dist worksteal
-BENCHMARKS = forward storing memory process pull many commit large checked network gpu
+BENCHMARKS = forward storing memory process pull many commit large checked network
 IMAGE ?= localhost/neoscope:dev
 export IMAGE
 KUBECTL = kubectl $(if $(NAMESPACE),--namespace $(NAMESPACE))
 OVERLAY_DIR = k8s/$(if $(OVERLAY),overlays/$(OVERLAY),base)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run-local report stop-local test test-s3 test-faults check bench lock clean \
+.PHONY: help setup run-local report stop-local test test-s3 test-faults check gpu-check bench lock clean \
 	image image-check run-docker k8s-run k8s-status k8s-logs k8s-delete test-k8s \
 	slurm-run slurm-status test-slurm
 
@@ -56,6 +56,9 @@ test-faults: $(READY) ## Runs the fault tests in full: hundreds of kills, a thou
 bench: $(BENCH)/.ready ## Runs the benchmarks, peers included, in an environment of their own (BENCHMARKS="storing")
 	@$(BENCH)/bin/python $(MINIO) get
 	@for each in $(BENCHMARKS); do $(BENCH)/bin/python tests/benchmarks/$$each.py || exit; echo; done
+
+gpu-check: $(READY) ## Checks and measures this machine's NVIDIA GPU: PASS or FAIL a line, a table, JSON
+	@$(BIN)/neoscope gpu-check
 
 check: $(READY) ## Looks for faults in the code without running it: ruff and mypy
 	@$(BIN)/ruff check

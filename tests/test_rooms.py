@@ -58,6 +58,14 @@ def test_a_room_imports_only_what_is_below_it(room: str) -> None:
     assert {(file, other) for file, other in ours if other not in ROOMS[room] | {room}} == set()
 
 
+def test_triton_is_imported_where_a_gpu_adds_and_nowhere_else() -> None:
+    using = {(room, file) for room in ROOMS for file, name in imports(room) if "triton" in name}
+    assert using == {
+        ("statistics", "length_accumulator.py"),
+        ("statistics", "length_gpu_kernels.py"),
+    }
+
+
 @pytest.mark.parametrize("room", sorted(LIGHT))
 def test_what_reads_a_run_needs_no_torch(room: str) -> None:
     assert {(file, name) for file, name in imports(room) if name.split(".")[0] in HEAVY} == set()

@@ -61,7 +61,7 @@ def layer_rows() -> dict[str, Callable[[], object]]:
 
     return {
         "c_fc": lambda: torch.addmm(bias, x, weight.t(), out=out),
-        "statistics by token length": lambda: lengths.add("MLP_0", values, LENGTHS),
+        "statistics by token length": lambda: lengths.add("MLP_0", values, lengths.place(LENGTHS)),
         "statistics by neuron": lambda: neurons.add("MLP_0", values, LENGTHS, 0),
         "statistics by neuron, by torch": by_torch,
     }
@@ -76,10 +76,10 @@ def pass_rows(state: NeuronStatistics) -> dict[str, Callable[[], object]]:
         pass
 
     def length(name: str, values: torch.Tensor) -> None:
-        lengths.add(name, values, LENGTHS)
+        lengths.add(name, values, lengths.place(LENGTHS))
 
     def both(name: str, values: torch.Tensor) -> None:
-        lengths.add(name, values, LENGTHS)
+        lengths.add(name, values, lengths.place(LENGTHS))
         state.add(name, values, LENGTHS, 0)
 
     consumers = {

@@ -27,7 +27,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_command_that_it_names_exists() -> None:
-    named = set(re.findall(r"`neoscope ([a-z]+)", README))
+    named = set(re.findall(r"`neoscope ([a-z]+(?:-[a-z]+)*)", README))
     assert named == set(cli.commands)
 
 

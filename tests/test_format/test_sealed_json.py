@@ -36,7 +36,13 @@ def record() -> dict[str, Any]:
         "special_tokens": 0,
         "read_back": {"MLP_0": key},
         "tags": {key: None},
-        "environment": {"python": "3", "platform": "x", "device": "cpu", "libraries": {}},
+        "environment": {
+            "python": "3",
+            "platform": "x",
+            "device": "cpu",
+            "precision": {},
+            "libraries": {},
+        },
         "timings": {"capture": 0.25},
     }
 

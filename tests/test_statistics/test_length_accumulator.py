@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
+from collections.abc import Callable, Iterator
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 
-from neoscope.errors import CheckError
-from neoscope.statistics.length_accumulator import LengthStatistics, accumulate_torch
+from neoscope.errors import CheckError, InputError
+from neoscope.statistics import length_accumulator
+from neoscope.statistics.length_accumulator import LengthStatistics, PlacedTokens
 from neoscope.statistics.length_cells import BINS, HALF, Cells, merge
 from support.by_numpy import EDGES, assert_as_numpy
 
 VOCABULARY = np.array([0, 1, 1, 2, 3, 5, 8, 64], np.uint16)  # lengths by token id; 0 is special
 NEURONS = 700  # more than a block of the kernel, and no multiple of it
+
+
+def gpu_kernel() -> Any:
+    pytest.importorskip("triton", reason="it comes with torch on Linux")
+    from neoscope.statistics import length_gpu_kernels
+
+    return length_gpu_kernels.accumulate
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does, with Triton's own interpreter in its place."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    kernel = InterpretedFunction(gpu_kernel().fn)
+    monkeypatch.setattr(length_accumulator, "_is_gpu", lambda _device: True)
+    monkeypatch.setattr(
+        length_accumulator,
+        "_triton",
+        lambda: functools.partial(length_accumulator._add_triton, kernel),
+    )
 
 
 def some(seed: int, sequences: int = 4) -> tuple[torch.Tensor, npt.NDArray[np.uint16]]:
@@ -31,7 +57,7 @@ def statistics_of(*batches: tuple[torch.Tensor, npt.NDArray[np.uint16]]) -> Leng
         VOCABULARY, layers=["MLP_0"], neurons=NEURONS, device=torch.device("cpu")
     )
     for values, lengths in batches:
-        state.add("MLP_0", values, lengths)
+        state.add("MLP_0", values, state.place(lengths))
     return state
 
 
@@ -69,7 +95,7 @@ def test_where_the_text_is_divided_changes_no_bit() -> None:
     again = statistics_of()
     again.restore(Cells.load(begun.dump()))
     for part in parts[1:]:
-        again.add("MLP_0", *part)
+        again.add("MLP_0", part[0], again.place(part[1]))
     assert same(again.cells(), whole)
 
 
@@ -86,7 +112,7 @@ def test_a_value_is_never_on_the_wrong_side_of_an_edge() -> None:
     )
     state = LengthStatistics(VOCABULARY, layers=["MLP_0"], neurons=1, device=torch.device("cpu"))
     rows = torch.from_numpy(values).reshape(1, -1, 1)
-    state.add("MLP_0", rows, np.ones(rows.shape[:2], np.uint16))
+    state.add("MLP_0", rows, state.place(np.ones(rows.shape[:2], np.uint16)))
     expected = np.zeros(BINS, np.int64)
     for value in values.tolist():
         place = math.floor(Fraction(value) * 50)  # exact
@@ -107,37 +133,91 @@ def test_a_small_spread_around_a_large_mean_is_not_lost() -> None:
     assert not math.isclose(float(plain), expected, rel_tol=1e-3)
 
 
-def test_both_ways_of_adding_say_the_same() -> None:
-    """The one for GPUs, run on a CPU, against the kernel."""
-    values, lengths = some(5)
-    cells = statistics_of((values, lengths)).cells()
-    rows, flat = values.reshape(-1, NEURONS), lengths.reshape(-1)
-    first = np.tile(np.arange(16) == 0, 4)
-    tokens = np.flatnonzero(flat)
-    index = np.array(
-        [
-            next(
-                i
-                for i in range(len(cells.tokens))
-                if (cells.length[i], cells.first[i]) == (flat[token], first[token])
-            )
-            for token in tokens
-        ]
-    )
-    pivot = torch.from_numpy(cells.pivot[0])
-    total, squares = torch.zeros(pivot.shape).double(), torch.zeros(pivot.shape).double()
-    histogram = torch.zeros((len(pivot), BINS), dtype=torch.int64)
-    accumulate_torch(rows, tokens, index, pivot, total, squares, histogram)
-    np.testing.assert_array_equal(histogram.numpy(), cells.histogram[0])
-    np.testing.assert_allclose(total.numpy(), cells.total[0], rtol=1e-12, atol=1e-10)
-    np.testing.assert_allclose(squares.numpy(), cells.squares[0], rtol=1e-12)
+def hard() -> Iterator[tuple[torch.Tensor, npt.NDArray[np.uint16]]]:
+    """Batches on which sums in another order, or with a product that is not rounded, would differ."""
+    for seed in range(3):
+        values, lengths = some(seed)
+        values[0] *= 1e6
+        values[1] += 10_000.0
+        values[2, ::2] = -values[2, 1::2]
+        values[3, :, : len(EDGES)] = torch.from_numpy(np.float32(EDGES[:NEURONS]))
+        values[3, 3, :6] = torch.tensor([0, -0.0, 1e-45, -1e-45, 3.4e38, -3.4e38])
+        yield values, lengths
+    yield some(4)[0], np.full((4, 16), 8, np.uint16)  # a cell of more than one block
+    yield some(5)[0], np.zeros((4, 16), np.uint16)  # nothing but special tokens
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_gpu_adds_the_same_bits(as_on_a_gpu: None, dtype: torch.dtype) -> None:
+    batches = [(values.to(dtype), lengths) for values, lengths in hard()]
+    interpreted = statistics_of(*batches)
+    assert interpreted._on_gpu
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(length_accumulator, "_is_gpu", lambda _device: False)
+        compiled = statistics_of(*batches)
+    assert not compiled._on_gpu
+    assert same(interpreted.cells(), compiled.cells())
+    assert np.isfinite(interpreted.cells().squares).all() == (dtype == torch.float32)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_the_kernel_compiles_for_a_gpu_and_rounds_each_product(capability: int, dtype: str) -> None:
+    """As far as the machine code: it takes no GPU to make it."""
+    kernel = gpu_kernel()
+    launches: list[dict[str, Any]] = []
+
+    class Recorded:
+        def __getitem__(self, _grid: tuple[int, int]) -> Callable[..., None]:
+            return lambda *_values, **named: launches.append(named)
+
+    rows, placed = torch.zeros(1, NEURONS), PlacedTokens(*[np.zeros(1, np.int64)] * 2)
+    placed = dataclasses.replace(placed, by_cell=(torch.zeros(1),) * 4)
+    length_accumulator._add_triton(Recorded(), rows, placed)
+    (options,) = launches
+    fusion = options.pop("enable_fp_fusion")
+    types = {"values": f"*{dtype}", "pivot": "*fp32", "histogram": "*i64", "neurons": "i32"}
+    types |= dict.fromkeys(("order", "starts", "cells", "fresh"), "*i32")
+    types |= dict.fromkeys(("total", "squares"), "*fp64") | dict.fromkeys(options, "constexpr")
+    import triton
+
+    source = triton.compiler.ASTSource(fn=kernel, signature=types, constexprs=options)
+    target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
+    made = triton.compile(source, target=target, options={"enable_fp_fusion": fusion})
+    assert made.asm["cubin"]
+    assert "mul.rn.f64" in made.asm["ptx"] and "fma.rn.f64" not in made.asm["ptx"]
+
+
+def test_where_triton_cannot_compile_the_fix_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = pytest.importorskip("triton").runtime.driver
+
+    class Active:
+        def get_current_device(self) -> int:
+            raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setattr(type(driver), "active", Active(), raising=False)
+    length_accumulator._triton.cache_clear()
+    with pytest.raises(InputError, match="fails here .Failed to find C comp.*install gcc.*--no-st"):
+        LengthStatistics(VOCABULARY, layers=["MLP_0"], neurons=1, device=torch.device("cuda"))
+
+
+@pytest.mark.parametrize("way", ["cpu", "gpu"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("token", [0, 7])
-def test_a_value_that_is_not_finite_is_an_error(value: float, token: int) -> None:
+def test_a_value_that_is_not_finite_is_an_error(
+    value: float, token: int, way: str, request: pytest.FixtureRequest
+) -> None:
     values, lengths = some(0)
     lengths[:] = 2
     values[1, token, 3] = value
-    with pytest.raises(CheckError, match="MLP_0 has values that are not finite"):
-        statistics_of((values, lengths))
+    if way == "gpu":
+        request.getfixturevalue("as_on_a_gpu")
+    state = LengthStatistics(
+        VOCABULARY, layers=["MLP_0", "MLP_1"], neurons=NEURONS, device=torch.device("cpu")
+    )
+    placed = state.place(lengths)
+    state.add("MLP_0", torch.zeros(values.shape), placed)
+    state.check()
+    state.add("MLP_1", values, placed)
+    with pytest.raises(CheckError, match="^MLP_1 has values that are not finite"):
+        state.check()

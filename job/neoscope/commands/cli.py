@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from neoscope.commands.options import (
+    Device,
     connections_option,
     device_option,
     endpoint_option,
@@ -171,7 +172,14 @@ def status_command(output: str, endpoint_url: str | None) -> None:
     metavar="FILE",
     help="With --text, the files of a run that was made of local files, in the same order.",
 )
-@device_option
+@option(
+    "--device",
+    type=Device(),
+    default="cpu",
+    show_default=True,
+    help="Where --recompute computes, in float32 whatever the run's precision: the CPU knows nothing of "
+    "a GPU's faults.",
+)
 def verify_command(
     output: str,
     endpoint_url: str | None,
@@ -321,6 +329,22 @@ def report_command(output: str, endpoint_url: str | None, file: Path | None) -> 
         except OSError as error:
             raise InputError(f"cannot write {file}: {error.strerror}") from None
         click.echo(f"written: {file}")
+
+
+@cli.command(name="gpu-check", epilog=EXIT_CODES)
+def gpu_check_command() -> None:
+    """Check that this machine's GPU computes what a CPU does, and measure it.
+
+    A PASS or FAIL line for each check, a table, and both as JSON in the last line. It takes some minutes,
+    random weights and no Hub. Without a GPU it says so (exit 3).
+    """
+    from neoscope.model.device import check_device
+
+    check_device("cuda")
+    from neoscope.commands.gpu_check.gpu_check import gpu_check
+
+    for line in gpu_check("cuda"):
+        click.echo(line)
 
 
 @cli.command()

@@ -14,7 +14,7 @@ import math
 import re
 
 import torch
-from transformers import AutoModel, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from neoscope.errors import InputError
@@ -23,21 +23,20 @@ from neoscope.format.chunks import CHECKSUM_BYTES
 from neoscope.format.layout import STATISTICS_DIMENSIONS
 from neoscope.format.records import record_counts
 from neoscope.model.architectures import HookPoint, hook_point
-from neoscope.model.gpt_neo import CPU_SEQUENCES
-from neoscope.model.hooks import hook_points, layer_numbers
-from neoscope.model.loading import find_model
+from neoscope.model.hooks import hook_points, layer_numbers, uses_fast_path
+from neoscope.model.loading import empty_model, find_model, model_bytes
 from neoscope.model.random_weights import published_config
 from neoscope.model.shapes import PUBLISHED_SHAPES
-from neoscope.pipeline.layer_writer import ring_slots
+from neoscope.pipeline import memory
 from neoscope.spec import LAYER, RunSpec
-from neoscope.statistics.length_cells import BINS
 
 # Python with everything imported and a text open, before a model is there: GPT-Neo 125M's run of
-# 16 x 512 tokens peaks at 2.07 GB, of which the rest below is 1.02 GB.
-PROCESS_BYTES = 1_050_000_000
+# 16 x 512 tokens peaks at 2.07 GB, of which the rest below is 0.94 GB.
+PROCESS_BYTES = 1_130_000_000
 CUDA_BYTES = 500_000_000  # a context and its kernels, on the device
 # Lengths of tokens that a text has, counted twice where a sequence begins with one: 21 in 8192 tokens.
 CELLS = 32
+CELLS_KEPT = 62  # room for all that GPT-2's vocabulary has, which a GPU's memory holds
 PAGE = 1000  # objects that one request lists
 
 
@@ -49,9 +48,9 @@ class Shape:
     layers: list[int]
     neurons: int
     hidden: int
-    heads: int
     matrices: int
     weight_bytes: int
+    sizes: memory.Sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +108,7 @@ def plan(spec: RunSpec) -> Plan:
     shape = model_shape(spec)
     schemas = array_schemas(spec, layers=shape.layers, neurons=shape.neurons)
     parts = _parts(spec, shape, schemas)
-    both = shape.weight_bytes + _buffers(spec, schemas) + _cells_bytes(spec, shape)
+    host = PROCESS_BYTES + shape.weight_bytes + memory.host_buffers(spec, shape.neurons)
     return Plan(
         spec,
         shape,
@@ -117,28 +116,36 @@ def plan(spec: RunSpec) -> Plan:
         _requests(spec, shape, schemas),
         _flops(spec, shape),
         sum(part.size for part in parts) + _records(spec) * _cells_bytes(spec, shape),
-        PROCESS_BYTES + both + _working(spec, shape, min(CPU_SEQUENCES, spec.pass_sequences)),
-        CUDA_BYTES + both + _working(spec, shape, spec.pass_sequences) + _sums(spec, shape),
+        host + _cells_bytes(spec, shape) + memory.working_bytes(spec, shape.sizes),
+        CUDA_BYTES + shape.weight_bytes + memory.device_memory(spec, shape.sizes).total,
     )
 
 
 def model_shape(spec: RunSpec) -> Shape:
     """The shape of the spec's model, from the package or from its config.json."""
     config = _config(spec)
-    with torch.device("meta"):  # no memory is taken, and nothing computed
-        model = AutoModel.from_config(config, dtype=getattr(torch, spec.precision)).eval()
+    model = empty_model(config, spec.precision)
     point = hook_point(config.model_type, spec.hook, spec.hook_side)
     layers = layer_numbers(model, point, spec.layers)
     last = hook_points(model, point, spec.layers)[f"{LAYER}{layers[-1]}"]
     numbered = [(re.search(r"\.(\d+)\.", name), p) for name, p in model.named_parameters()]
     text = config.get_text_config()
-    return Shape(
-        layers,
+    sizes = memory.Sizes(
+        len(layers),
         _width(last, point),
         text.hidden_size,
         text.num_attention_heads,
+        CELLS_KEPT,
+        ours=uses_fast_path(model, point, spec.forward),
+        eager=spec.forward == "reference",
+    )
+    return Shape(
+        layers,
+        sizes.neurons,
+        sizes.hidden,
         sum(p.numel() for at, p in numbered if p.dim() > 1 and at and int(at[1]) <= layers[-1]),
-        sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())),
+        model_bytes(model),
+        sizes,
     )
 
 
@@ -199,7 +206,8 @@ def _statistics_objects(shape: Shape) -> int:
 
 def _cells_bytes(spec: RunSpec, shape: Shape) -> int:
     """About the bytes of one partition's statistics: bins, and a pivot and two sums a neuron."""
-    return spec.statistics * CELLS * len(shape.layers) * (8 * BINS + (4 + 8 + 8) * shape.neurons)
+    cell = memory.CELL_BYTES + memory.NEURON_BYTES * shape.neurons
+    return spec.statistics * CELLS * len(shape.layers) * cell
 
 
 def _arrays(what: str, schemas: list[ArraySchema]) -> Part:
@@ -245,28 +253,3 @@ def _flops(spec: RunSpec, shape: Shape) -> float:
     attention = (shape.layers[-1] + 1) * 2 * shape.hidden * spec.positions
     multiplications = shape.matrices + attention - shape.hidden * shape.neurons
     return 2.0 * spec.tokens_per_batch * multiplications
-
-
-def _buffers(spec: RunSpec, schemas: dict[str, ArraySchema]) -> int:
-    """The layers that are on their way to the store, as much of each as one pass computes."""
-    layer = next(iter(schemas.values()))
-    whole = math.prod(layer.batch_grid) * layer.chunk_bytes
-    slots = ring_slots(layer, spec.pass_sequences)
-    return spec.arrays * slots * whole * spec.pass_sequences // spec.sequences
-
-
-def _working(spec: RunSpec, shape: Shape, at_once: int) -> int:
-    """What a pass holds: the shared output, the hidden states, and one block's steps for `at_once`
-    sequences."""
-    size = 4 if spec.precision == "float32" else 2
-    tokens = spec.pass_sequences * spec.positions
-    steps = at_once * spec.positions * (2 * shape.neurons + 6 * shape.hidden)
-    if spec.forward == "reference":  # all sequences at once, scores and their softmax in full
-        steps = tokens * (2 * shape.neurons + 6 * shape.hidden)
-        steps += 2 * tokens * spec.positions * shape.heads
-    return size * (tokens * (shape.neurons + 2 * shape.hidden) + steps)
-
-
-def _sums(spec: RunSpec, shape: Shape) -> int:
-    """On a GPU the statistics take a layer in float64 four times over; on a CPU they copy nothing."""
-    return spec.statistics * 4 * 8 * spec.pass_sequences * spec.positions * shape.neurons

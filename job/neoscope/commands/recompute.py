@@ -1,7 +1,7 @@
 """Stored values held against a second computation: transformers' own model, and the text again.
 
 In: a verified run. Out: problems. It shares with the run only what the run stored and the names in its
-claim: the pass is transformers' eager one, not ours.
+claim: the pass is transformers' eager one in float32, on the CPU unless told otherwise, and not ours.
 """
 
 from __future__ import annotations
@@ -38,19 +38,20 @@ def recompute(
     store: Store, claim: dict[str, Any], sequences: int, device: str, progress: Progress
 ) -> Iterator[Problem]:
     """Compute `sequences` of the run's sequences again, spread evenly, and compare every layer."""
-    spec, model = claim["spec"], claim["model"]
+    spec, recorded = claim["spec"], claim["model"]
     loaded = load(
-        find_model(model["name"], revision=model["revision"], weights=model["weights"]),
+        find_model(recorded["name"], revision=recorded["revision"], weights=recorded["weights"]),
         seed=spec["seed"] or 0,
         precision=spec["precision"],
         device=pick_device(device),
         eager=True,
     )
-    if loaded.digest != model["digest"]:
+    if loaded.digest != recorded["digest"]:
         raise ConflictError(
-            f"the weights of {model['name']} are not those of the run: digest {loaded.digest}, "
-            f"recorded {model['digest']}; give the recorded ones"
+            f"the weights of {recorded['name']} are not those of the run: digest {loaded.digest}, "
+            f"recorded {recorded['digest']}; give the recorded ones"
         )
+    model = loaded.model.float()  # the run's own weights, computed in float32 whatever the run did
     arrays = open_arrays(store)
     total = arrays.sizes["sequence"]
     chosen = np.unique(np.linspace(0, total - 1, sequences).round().astype(int))
@@ -59,7 +60,7 @@ def recompute(
     for sequence in chosen.tolist():
         one = arrays.isel(sequence=[sequence])
         for name, values in capture(
-            loaded.model,
+            model,
             one[TOKEN_IDS].values,
             hook=claim["hook"]["module"],
             hook_side=claim["hook"]["side"],

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 from neoscope.argument_checks import check_choice, check_layers
 from neoscope.errors import InputError
-from neoscope.model import gpt_neo
+from neoscope.model import gpt_neo, numerics
 from neoscope.model.architectures import ARCHITECTURES, HookPoint, hook_point, numbers_of
 from neoscope.spec import FORWARDS, LAYER, Forward, Side
 
@@ -52,7 +52,9 @@ def capture(
     `hook` names other modules than the architecture's own, such as `model.layers.*.mlp.gate_proj`,
     `hook_side` which side of them (`output` if not given, or `input`), `layers` some of the layers.
     `forward` is `fast`, ours where there is one, or `reference`, transformers' own with the attention
-    that the model was loaded with. Raises InputError for what there is not, or does not fit the model.
+    that the model was loaded with. float32 is IEEE float32 in the pass, whatever torch's settings say
+    before and after it. Raises InputError for what there is not, or does not fit the model, UsageError
+    where a variable of the environment changes the arithmetic.
     """
     check_choice("forward", forward, FORWARDS)
     layers = None if layers is None else check_layers(layers)
@@ -99,7 +101,7 @@ def stream(
 
     hooks = [_hook(module, point.side, name, take) for name, module in modules.items()]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), numerics.pinned(ids.device):
             if uses_fast_path(model, point, forward):
                 gpt_neo.forward(model, ids)
             else:

@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from neoscope import hub
 from neoscope.argument_checks import check_choice, check_number
-from neoscope.errors import InputError
+from neoscope.errors import InputError, NeoscopeError, UnavailableError
 from neoscope.hub import loading
 from neoscope.model import memory
 from neoscope.model.random_weights import published_config, random_model
@@ -137,14 +137,41 @@ def load(
     unless `eager` is set.
     """
     dtype: torch.dtype = getattr(torch, precision)
-    what = f"for the weights of {found.name}"
-    with memory.translate_out_of_memory(what, "use --precision bfloat16 or --device cpu"):
+    with memory.translate_out_of_memory(lambda: _no_room(found, precision, device)):
         if found.random:
             model = random_model(found.config, seed, dtype, device)
         else:
             model = _pretrained_model(found.name, found.repository, dtype, eager, device)
     model = model.eval().requires_grad_(False)
     return LoadedModel(model, found.repository.commit, weights_digest(model))
+
+
+def empty_model(config: PreTrainedConfig, precision: str) -> PreTrainedModel:
+    """The model of a configuration, without its head, that takes no memory and computes nothing."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModel.from_config(config, dtype=getattr(torch, precision))
+    return model.eval()
+
+
+def model_bytes(model: PreTrainedModel) -> int:
+    """Of all weights and buffers."""
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+def _no_room(found: FoundModel, precision: str, device: torch.device) -> NeoscopeError:
+    """Why the weights do not fit: the GPU is too small, or others are on it."""
+    needed = model_bytes(empty_model(found.config, precision))
+    total = torch.cuda.get_device_properties(device).total_memory
+    sizes = f"of {found.name}: {needed / 1e9:.2f} GB of the device's {total / 1e9:.2f} GB"
+    if needed > total:
+        return InputError(
+            f"the device's memory is too small for the weights {sizes}; use --precision bfloat16 or "
+            "--device cpu"
+        )
+    return UnavailableError(
+        f"the device ran out of memory for the weights {sizes}: rerun the same command when nothing "
+        "else uses the device"
+    )
 
 
 def weights_digest(model: PreTrainedModel) -> str:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from neoscope.format.layout import statistics_key
 from neoscope.format.statistics import put_cells
 from neoscope.pipeline.inputs import Inputs
 from neoscope.spec import LAYER
-from neoscope.statistics.length_accumulator import LengthStatistics
+from neoscope.statistics.length_accumulator import LengthStatistics, PlacedTokens
 from neoscope.statistics.length_cells import Cells
 from neoscope.storage.store import Store
 
@@ -39,13 +37,10 @@ def make_accumulators(
 
 
 def add_layer(
-    statistics: LengthStatistics,
-    name: str,
-    values: torch.Tensor,
-    token_lengths: npt.NDArray[np.uint16],
+    statistics: LengthStatistics, name: str, values: torch.Tensor, placed: PlacedTokens
 ) -> None:
-    """Add a layer's stored values [sequence, position, neuron] at tokens of these lengths."""
-    statistics.add(name, values, token_lengths)
+    """Add a layer's stored values [sequence, position, neuron] at the tokens of a pass."""
+    statistics.add(name, values, placed)
 
 
 def state_of(statistics: LengthStatistics) -> Cells:

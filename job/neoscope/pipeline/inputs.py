@@ -22,13 +22,15 @@ from neoscope.errors import InputError
 from neoscope.format import chunks
 from neoscope.format.records import record_counts
 from neoscope.format.vocabulary import vocabulary_content
-from neoscope.model import memory
 from neoscope.model.architectures import HookPoint, hook_point
 from neoscope.model.hooks import layer_numbers, neuron_counts, uses_fast_path
 from neoscope.model.loading import LoadedModel, find_model, load
+from neoscope.model.memory import translate_out_of_memory
 from neoscope.model.shapes import check_positions
+from neoscope.pipeline import memory
 from neoscope.progress import Progress
 from neoscope.spec import SAMPLE, RunSpec
+from neoscope.statistics.length_cells import cell_count
 from neoscope.text import vocabulary
 from neoscope.text.documents import Documents, resolve
 from neoscope.text.packing import Batch, batches
@@ -204,10 +206,19 @@ def _describe(
     model = loaded.model
     attention = model.config._attn_implementation
     fast = uses_fast_path(model, point, spec.forward)
-    neurons = _neurons(spec, model, point)
-    memory.check_pass(
-        spec, model.config, neurons, model.device, eager=attention == "eager" and not fast
+    with translate_out_of_memory(lambda: memory.ran_out(spec)):  # where cuBLAS takes its workspace
+        neurons = _neurons(spec, model, point)
+    text = model.config.get_text_config()
+    sizes = memory.Sizes(
+        layers=len(layer_numbers(model, point, spec.layers)),
+        neurons=neurons,
+        hidden=text.hidden_size,
+        heads=text.num_attention_heads,
+        cells=cell_count(vocabulary.length_table(tokenizer.strings, tokenizer.special)),
+        ours=fast,
+        eager=attention == "eager" and not fast,
     )
+    memory.check_pass(spec, sizes, model.device)
     return {
         "model": {
             "name": spec.model,

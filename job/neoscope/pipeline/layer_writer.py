@@ -62,7 +62,7 @@ class Slot:
         copies.wait_stream(torch.cuda.current_stream(values.device))
         with torch.cuda.stream(copies):
             self.host.copy_(staged, non_blocking=True)
-            done = torch.cuda.Event()
+            done = torch.cuda.Event(blocking=True)  # eight threads wait for it: none may spin
             done.record(copies)
         staged.record_stream(copies)
         return done.synchronize

@@ -18,14 +18,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from neoscope.format.layout import TOKEN_IDS, TOKEN_LENGTH
 from neoscope.format.records import BATCHES_A_RECORD, record_counts
-from neoscope.model import memory
 from neoscope.model.hooks import stream
+from neoscope.model.memory import translate_out_of_memory
+from neoscope.pipeline import memory
 from neoscope.pipeline.accumulators import add_layer, make_accumulators, put_state, state_of
 from neoscope.pipeline.inputs import Inputs
 from neoscope.pipeline.layer_writer import LayerWriter, put_array
@@ -34,7 +33,7 @@ from neoscope.pipeline.stages import InOrder, ahead
 from neoscope.pipeline.stored_batch import PassedBatch
 from neoscope.pipeline.timing import timed
 from neoscope.spec import RunSpec
-from neoscope.statistics.length_accumulator import LengthStatistics
+from neoscope.statistics.length_accumulator import LengthStatistics, PlacedTokens
 from neoscope.statistics.length_cells import Cells
 from neoscope.storage.store import REQUESTS_IN_FLIGHT
 from neoscope.text.packing import Batch
@@ -103,6 +102,8 @@ def _begin(
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         return pool
 
+    # From the pinned buffers to the last copy.
+    stack.enter_context(translate_out_of_memory(lambda: memory.ran_out(spec)))
     writer = None
     if spec.arrays:
         layer = next(iter(to.schemas.values()))
@@ -123,18 +124,22 @@ def _pass(stages: _Stages, number: int, record: str, timings: Timings) -> Passed
     with timed(timings, "text"):
         batch = next(stages.texts)
     token_lengths = prepared.lengths[batch.token_ids]
-    take = _taker(stages, number, record, token_lengths, timings)
-    with timed(timings, "capture"), memory.translate_out_of_memory_of_pass(spec):
+    take = _taker(stages, number, record, timings)
+    with timed(timings, "capture"):
         for first in range(0, spec.sequences, spec.pass_sequences):
             sequences = slice(first, first + spec.pass_sequences)
+            lengths = token_lengths[sequences]
+            placed = stages.statistics.place(lengths) if stages.statistics else None
             stream(
                 prepared.loaded.model,
                 batch.token_ids[sequences],
-                [functools.partial(take, sequences)],
+                [functools.partial(take, sequences, placed)],
                 forward=spec.forward,
                 point=prepared.point,
                 layers=spec.layers,
             )
+        if stages.statistics:
+            stages.statistics.check()
     arrays = stages.writer.finish() if stages.writer else {}
     for name, values in ((TOKEN_IDS, batch.token_ids), (TOKEN_LENGTH, token_lengths)):
         schema, at = to.schemas[name], _of_run(stages, number)
@@ -146,21 +151,22 @@ def _taker(
     stages: _Stages,
     number: int,
     record: str,
-    token_lengths: npt.NDArray[np.uint16],
     timings: Timings,
-) -> Callable[[slice, str, torch.Tensor], None]:
+) -> Callable[[slice, PlacedTokens | None, str, torch.Tensor], None]:
     """What becomes of each layer of batch `number`, of some of its sequences, inside its hook."""
     spec, to = stages.spec, stages.to
     dtype: torch.dtype = getattr(torch, spec.store_dtype)
 
-    def take(sequences: slice, name: str, values: torch.Tensor) -> None:
+    def take(
+        sequences: slice, placed: PlacedTokens | None, name: str, values: torch.Tensor
+    ) -> None:
         stages.recording.check()
         if stages.writer:
             schema, batch = to.schemas[name], _of_run(stages, number)
             stages.writer.write(schema, batch, values, record, first=sequences.start)
-        if stages.statistics:
+        if stages.statistics and placed:
             with timed(timings, "statistics"):
-                add_layer(stages.statistics, name, values.to(dtype), token_lengths[sequences])
+                add_layer(stages.statistics, name, values.to(dtype), placed)
         to.progress.advance(f"batch {number + 1} of {spec.batches}, {name}")
 
     return take

@@ -20,7 +20,10 @@ from neoscope.format.arrays import array_schemas, schemas_of
 from neoscope.format.claim import put_claim
 from neoscope.format.statistics import last_state
 from neoscope.format.vocabulary import vocabulary_content
+from neoscope.model import numerics
 from neoscope.model.loading import gpu_count, pick_device
+from neoscope.model.memory import translate_out_of_memory
+from neoscope.pipeline import memory
 from neoscope.pipeline.inputs import Inputs, of_partition, prepare
 from neoscope.pipeline.loop import store_batches
 from neoscope.pipeline.provenance import (
@@ -57,10 +60,14 @@ def store_partitions(
     """
     keep_memory_flat()
     target = pick_device(own_device(device, local, gpu_count()))
-    if target.type == "cuda":
-        # Pinned memory is of the current device, which is the first where nothing is said.
-        torch.cuda.set_device(target)
-    start = _Start(spec, store, text_paths, target, describe_environment(target), progress)
+    numerics.check_environment(target)
+    numerics.fix_workspace(target)
+    with translate_out_of_memory(lambda: memory.ran_out(spec)):  # where CUDA takes its own
+        if target.type == "cuda":
+            # Pinned memory is of the current device, which is the first where nothing is said.
+            torch.cuda.set_device(target)
+        environment = describe_environment(target)
+    start = _Start(spec, store, text_paths, target, environment, progress)
     # It takes a second to compile: beside the text and the weights, not in the first layer's hook.
     threading.Thread(
         target=importlib.import_module, args=["neoscope.statistics.length_kernels"], daemon=True

@@ -1,6 +1,6 @@
 """The process that makes a run: what it is made with, and how it keeps its memory level.
 
-In: the device. Out: versions and names for the record. It does not know what is computed.
+In: the device. Out: versions, settings and names for the record. It does not know what is computed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from importlib import metadata
 from typing import Any
 
 import torch
+
+from neoscope.model import numerics
 
 M_MMAP_THRESHOLD = -3  # of mallopt, in malloc.h
 LIBRARIES = (
@@ -29,14 +31,42 @@ LIBRARIES = (
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """What the run was made with; recorded, but no part of what it is."""
+    with numerics.pinned(device):
+        precision = numerics.flags()
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else f"cpu ({torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads)",
+        **({"gpu": _describe_gpu(device)} if device.type == "cuda" else {}),
+        "precision": precision,
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
     }
+
+
+def _describe_gpu(device: torch.device) -> dict[str, Any]:
+    """What equal digests need to be equal of a GPU and its libraries."""
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "driver": _driver(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory": properties.total_memory,
+    }
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's driver, as its own library says it; None where that is not there."""
+    try:
+        library = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    version = ctypes.create_string_buffer(80)  # NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE of nvml.h
+    failed = library.nvmlInit_v2() or library.nvmlSystemGetDriverVersion(version, len(version))
+    return None if failed else version.value.decode()
 
 
 def keep_memory_flat() -> None:

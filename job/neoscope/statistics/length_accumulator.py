@@ -6,21 +6,45 @@ a state that goes on from them. It does not know the store, nor what is derived 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+import subprocess
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from neoscope.errors import CheckError
+from neoscope.errors import CheckError, InputError
 from neoscope.statistics.length_cells import BINS, BINS_PER_UNIT, HALF, Cells
+
+# What a thread block of a GPU takes at a time: a row of neurons is two lines of its cache in float32.
+BLOCK_TOKENS, BLOCK_NEURONS = 64, 64
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacedTokens:
+    """The tokens of one pass and the cells they belong to, the same for each layer.
+
+    On a GPU `by_cell` is there, uploaded once: the tokens sorted by cell, where each cell begins among
+    them, the cells, and whether each of them is empty until now; int32.
+    """
+
+    tokens: npt.NDArray[np.int64]  # [token], those that are not special, ascending
+    cells: npt.NDArray[np.int64]  # [token]
+    by_cell: tuple[torch.Tensor, ...] = ()
+
+
+Add = Callable[..., None]
 
 
 class LengthStatistics:
     """The cumulative state of one partition, on the device where the layers are.
 
     Values are added one after another in the order of their tokens, so the state does not depend on
-    where passes, batches or restarts divide the text: on a CPU to the last bit.
+    where passes, batches or restarts divide the text, to the last bit, nor on whether a CPU or a GPU
+    adds them.
     """
 
     def __init__(
@@ -34,6 +58,8 @@ class LengthStatistics:
         self._layers = {name: index for index, name in enumerate(layers)}
         self._lengths = np.unique(vocabulary_lengths[vocabulary_lengths > 0])
         cells = 2 * len(self._lengths)
+        self._on_gpu = _is_gpu(device)
+        self._add = _triton() if self._on_gpu else _numba()
 
         def zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:
             return torch.zeros((len(layers), cells, *shape), dtype=dtype, device=device)
@@ -44,32 +70,42 @@ class LengthStatistics:
         self._total = zeros(neurons, dtype=torch.float64)
         self._squares = zeros(neurons, dtype=torch.float64)
 
-    def add(self, name: str, values: torch.Tensor, token_lengths: npt.NDArray[np.uint16]) -> None:
-        """Add a layer's values [sequence, position, neuron] at tokens of these lengths [sequence,
-        position]. Raises CheckError where a value is not finite."""
-        layer = self._layers[name]
+    def place(self, token_lengths: npt.NDArray[np.uint16]) -> PlacedTokens:
+        """Where the tokens of a pass belong, of these lengths [sequence, position]. Each layer of the
+        pass is to be added before those of the next pass are placed."""
         cells = self._cells_of(token_lengths)
         tokens = np.flatnonzero(cells >= 0)
         cells = cells[tokens]
+        if not self._on_gpu:
+            return PlacedTokens(tokens, cells)
+        order = tokens[np.argsort(cells, kind="stable")]
         counts = np.bincount(cells, minlength=self._tokens.shape[1])
-        seen, where = np.unique(cells, return_index=True)
-        new = where[self._tokens[layer, seen] == 0]  # the first token of each cell, in this layer
-        rows = values.reshape(-1, values.shape[-1]).float()
-        self._pivot[layer, cells[new]] = rows[tokens[new]]
-        accumulate = _accumulate_numba if values.device.type == "cpu" else accumulate_torch
-        accumulate(
-            rows,
-            tokens,
-            cells,
-            self._pivot[layer],
-            self._total[layer],
-            self._squares[layer],
-            self._histogram[layer],
-        )
-        self._tokens[layer] += counts
-        if not bool(torch.isfinite(self._squares[layer]).all()):
+        here = np.flatnonzero(counts)
+        starts = np.concatenate([[0], np.cumsum(counts[here])])
+        fresh = self._tokens[0, here] == 0
+        by_cell = (torch.from_numpy(each.astype(np.int32)) for each in (order, starts, here, fresh))
+        return PlacedTokens(tokens, cells, tuple(each.to(self._pivot.device) for each in by_cell))
+
+    def add(self, name: str, values: torch.Tensor, placed: PlacedTokens) -> None:
+        """Add a layer's values [sequence, position, neuron]. See `check` for values that are not finite."""
+        layer = self._layers[name]
+        rows = values.flatten(0, 1)
+        if not self._on_gpu:
+            seen, where = np.unique(placed.cells, return_index=True)
+            new = where[self._tokens[layer, seen] == 0]  # the first token of each cell
+            self._pivot[layer, placed.cells[new]] = rows[placed.tokens[new]].float()
+        if len(placed.tokens):
+            state = (self._pivot, self._total, self._squares, self._histogram)
+            self._add(rows, placed, *(each[layer] for each in state))
+        self._tokens[layer] += np.bincount(placed.cells, minlength=self._tokens.shape[1])
+
+    def check(self) -> None:
+        """Raise CheckError where a value that was added is not finite. The host waits for the device."""
+        finite = torch.isfinite(self._squares).flatten(1).all(dim=1).cpu()
+        bad = [name for name, index in self._layers.items() if not finite[index]]
+        if bad:
             raise CheckError(
-                f"{name} has values that are not finite: use --precision float32 or "
+                f"{', '.join(bad)} has values that are not finite: use --precision float32 or "
                 "--store-dtype float32, or look at the weights"
             )
 
@@ -104,37 +140,59 @@ class LengthStatistics:
         return cells.reshape(-1)
 
 
-def accumulate_torch(
-    rows: torch.Tensor,
-    tokens: npt.NDArray[np.int64],
-    cells: npt.NDArray[np.int64],
-    pivot: torch.Tensor,
-    total: torch.Tensor,
-    squares: torch.Tensor,
-    histogram: torch.Tensor,
-) -> None:
-    """Add rows [token, neuron] to a layer's state, on any device: sums as products with a matrix of
-    zeros and ones, the same ones every time."""
-    index = torch.from_numpy(cells).to(rows.device)
-    chosen = rows[torch.from_numpy(tokens).to(rows.device)].double()
-    members = torch.nn.functional.one_hot(index, len(pivot)).double().T
-    difference = chosen - pivot[index]
-    total += members @ difference
-    squares += members @ difference.square_()
-    # The product is exact in float64, so a value is never on the wrong side of an edge.
-    bins = chosen.mul_(BINS_PER_UNIT).floor_().nan_to_num_(0).clamp_(-HALF - 1, HALF).long()
-    flat = (bins + (HALF + 1) + index[:, None] * BINS).reshape(-1)
-    one = torch.ones(1, dtype=torch.int64, device=rows.device)
-    histogram.view(-1).scatter_add_(0, flat, one.expand_as(flat))
+def _is_gpu(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
-def _accumulate_numba(
-    rows: torch.Tensor,
-    tokens: npt.NDArray[np.int64],
-    cells: npt.NDArray[np.int64],
-    *state: torch.Tensor,
-) -> None:
-    """The same in one pass over the values, in the order of the tokens."""
+@functools.cache
+def _numba() -> Add:
+    """Add a layer in one pass over its values on the CPU."""
     from neoscope.statistics.length_kernels import accumulate
 
-    accumulate(rows.contiguous().numpy(), tokens, cells, *(values.numpy() for values in state))
+    def add(rows: torch.Tensor, placed: PlacedTokens, *state: torch.Tensor) -> None:
+        accumulate(
+            rows.float().contiguous().numpy(),
+            placed.tokens,
+            placed.cells,
+            *(values.numpy() for values in state),
+        )
+
+    return add
+
+
+@functools.cache
+def _triton() -> Add:
+    """Add a layer in one pass over its values on the GPU. Raises InputError where Triton cannot."""
+    try:
+        from triton.runtime import driver
+
+        from neoscope.statistics import length_gpu_kernels
+
+        driver.active.get_current_device()
+    except (ImportError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        raise InputError(
+            f"statistics on a GPU are compiled by Triton, which fails here ({error}): it needs a C "
+            "compiler and Python's headers (apt-get install gcc python3-dev), or use --no-statistics"
+        ) from None
+    return functools.partial(_add_triton, length_gpu_kernels.accumulate)
+
+
+def _add_triton(
+    kernel: Any, rows: torch.Tensor, placed: PlacedTokens, *state: torch.Tensor
+) -> None:
+    neurons = rows.shape[1]
+    blocks = -(-neurons // BLOCK_NEURONS)
+    with torch.cuda.device_of(rows):  # where Triton launches
+        kernel[(len(placed.by_cell[2]), blocks)](
+            rows.contiguous(),
+            *placed.by_cell,
+            *state,
+            neurons,
+            BINS=BINS,
+            HALF=HALF,
+            BINS_PER_UNIT=BINS_PER_UNIT,
+            BLOCK_TOKENS=BLOCK_TOKENS,
+            BLOCK_NEURONS=BLOCK_NEURONS,
+            PADDED_BINS=1 << (BINS - 1).bit_length(),  # of which tl.histogram wants a power of two
+            enable_fp_fusion=False,  # as on the CPU: a product is rounded before it is added
+        )

@@ -56,6 +56,11 @@ class Cells:
         return cls(**load(body))
 
 
+def cell_count(vocabulary_lengths: npt.NDArray[np.uint16]) -> int:
+    """The cells that tokens of these lengths, by token id, may be in."""
+    return 2 * len(np.unique(vocabulary_lengths[vocabulary_lengths > 0]))
+
+
 def merge(lengths: npt.NDArray[np.uint16], parts: Iterable[Cells]) -> dict[str, npt.NDArray[Any]]:
     """The arrays of a whole run from the cells of its partitions, folded in the order given.
 

@@ -1,0 +1,140 @@
+"""What a run takes of a device's memory: one reckoning, for a plan and for the check before a pass.
+
+In: a spec, and a model's sizes. Out: bytes by what they are for; nothing, or one line that says which
+number to lower, and to what. Reckoned is what is certainly held at once, not what an allocator keeps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from neoscope.errors import InputError, UnavailableError
+from neoscope.format.arrays import array_schemas
+from neoscope.model.gpt_neo import CPU_SEQUENCES
+from neoscope.pipeline.layer_writer import ring_slots
+from neoscope.spec import RunSpec
+from neoscope.statistics.length_cells import BINS
+
+WORKSPACE = 8 * 4096 * 1024  # what `numerics` has cuBLAS take
+# Each neuron's pivot, total and squares, and the histogram, of a cell.
+NEURON_BYTES, CELL_BYTES = 4 + 8 + 8, 8 * BINS
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """A model as far as memory goes: `layers` that are captured, and the `cells` of its statistics.
+    `ours` is whether the pass is `gpt_neo.forward`, `eager` whether its attention holds all scores."""
+
+    layers: int
+    neurons: int
+    hidden: int
+    heads: int
+    cells: int
+    ours: bool
+    eager: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes on a GPU beside the weights and CUDA's own."""
+
+    working: int  # of a pass: hidden states, neurons, one block's steps
+    staging: int  # layers in the order of their chunks, on their way to the host
+    cast: int  # a layer in the dtype that is stored, for the statistics
+    statistics: int  # the state of all layers
+    workspace: int = WORKSPACE
+
+    @property
+    def total(self) -> int:
+        return sum(dataclasses.astuple(self))
+
+
+def device_memory(spec: RunSpec, sizes: Sizes) -> DeviceMemory:
+    layer = spec.pass_sequences * spec.positions * sizes.neurons
+    stored = _itemsize(spec.store_dtype)
+    other_dtype = spec.precision != spec.store_dtype
+    return DeviceMemory(
+        working_bytes(spec, sizes, spec.pass_sequences),
+        spec.arrays * _slots(spec, sizes.neurons) * stored * layer,
+        spec.statistics * other_dtype * stored * layer,
+        spec.statistics * sizes.layers * sizes.cells * (CELL_BYTES + NEURON_BYTES * sizes.neurons),
+    )
+
+
+def host_buffers(spec: RunSpec, neurons: int) -> int:
+    """The layers that are on their way to the store, as much of each as one pass computes; pinned where
+    there is a GPU."""
+    layer = spec.pass_sequences * spec.positions * neurons
+    return spec.arrays * _slots(spec, neurons) * _itemsize(spec.store_dtype) * layer
+
+
+def _slots(spec: RunSpec, neurons: int) -> int:
+    """The buffers of a pass's part of a layer."""
+    schema = next(iter(array_schemas(spec, layers=range(1), neurons=neurons).values()))
+    return ring_slots(schema, spec.pass_sequences)
+
+
+def working_bytes(spec: RunSpec, sizes: Sizes, at_once: int | None = None) -> int:
+    """What a pass holds at once, a block's steps for `at_once` sequences: on a CPU for fewer."""
+    at_once = at_once or min(CPU_SEQUENCES, spec.pass_sequences)
+    tokens, hidden, neurons = spec.pass_sequences * spec.positions, sizes.hidden, sizes.neurons
+    if sizes.ours:
+        # The residual stream and the output that all layers share; then the normed stream, queries, keys,
+        # values, what is seen and its projection, or the activated neurons and their projection.
+        steps = max(6 * hidden, neurons + 2 * hidden)
+        elements = tokens * (hidden + neurons) + at_once * spec.positions * steps
+    else:
+        # Activation functions in several steps, or a gate beside what it lets through.
+        mlp = 2 * hidden + 3 * neurons
+        scores = 2 * sizes.heads * spec.positions if sizes.eager else 0
+        elements = tokens * max(mlp, 4 * hidden + scores)
+    return _itemsize(spec.precision) * elements
+
+
+def check_pass(spec: RunSpec, sizes: Sizes, device: torch.device) -> None:
+    """Raise InputError where a run cannot fit the GPU; nothing is known of other devices.
+
+    The weights are already there.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        require(spec, sizes, free + cached)
+
+
+def require(spec: RunSpec, sizes: Sizes, free: int) -> None:
+    """Raise InputError where `free` bytes are too few for a pass, with the number that would do."""
+    needed = device_memory(spec, sizes).total
+    if needed <= free:
+        return
+    fitting = [
+        number
+        for number in range(1, spec.sequences + 1)
+        if spec.sequences % number == 0
+        and device_memory(dataclasses.replace(spec, sequences_per_pass=number), sizes).total <= free
+    ]
+    raise InputError(
+        f"the device's memory is too small {_pass(spec)}: beside the weights it takes "
+        f"{needed / 1e9:.2f} GB at least, and {free / 1e9:.2f} GB are free; "
+        + (f"use --sequences-per-pass {max(fitting)}" if fitting else "lower --positions")
+    )
+
+
+def ran_out(spec: RunSpec) -> UnavailableError:
+    """The error of what was refused memory although the check had passed, or before it: a retry may help."""
+    lower = "--positions" if spec.pass_sequences == 1 else "--sequences-per-pass"
+    return UnavailableError(
+        f"the device ran out of memory {_pass(spec)}: rerun the same command when nothing else uses the "
+        f"device, or lower {lower}"
+    )
+
+
+def _pass(spec: RunSpec) -> str:
+    return f"for a pass over {spec.pass_sequences} sequences of {spec.positions} positions"
+
+
+def _itemsize(dtype: str) -> int:
+    size: int = getattr(torch, dtype).itemsize
+    return size
