@@ -32,12 +32,12 @@ import numpy as np
 import obstore
 import torch
 from measure import machine
-from neoscope.run import run
 from obstore.store import S3Store
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from neoscope.commands.verify import verify
-from neoscope.pipeline import partition
+from neoscope.pipeline import loop
+from neoscope.pipeline.run import start
 from neoscope.progress import Progress
 from neoscope.storage.store import open_store
 from neoscope.text.documents import SAMPLE_FILE
@@ -127,7 +127,7 @@ def make_model(folder: Path) -> None:
 
 def job(url: str, endpoint: str, texts: list[Path], partition: int = 0, **options: Any) -> None:
     with contextlib.redirect_stderr(io.StringIO()):
-        run(
+        start(
             url,
             options,
             partition=str(partition),
@@ -166,7 +166,7 @@ def rates(folder: Path, endpoint: str, batches: int, rounds: int) -> None:
     def tell(name: str, rate: float) -> None:
         rows.setdefault(name, []).append(rate)
 
-    original, partition.stream = partition.stream, device.stream
+    original, loop.stream = loop.stream, device.stream
     for number in range(rounds):
         url, device.began = f"s3://bench/loop-{number}", 0.0
         options = {
@@ -188,9 +188,9 @@ def rates(folder: Path, endpoint: str, batches: int, rounds: int) -> None:
             for count in CONNECTIONS:
                 tell(f"{name}, {count} connections", at_once(count, work, sizes))
         began = time.perf_counter()
-        assert verify(open_store(url, endpoint_url=endpoint), Progress(quiet=True)) == []
+        assert verify(open_store(url, endpoint_url=endpoint), Progress(quiet=True)).problems == []
         tell("verify", sum(sizes.values()) / (time.perf_counter() - began) / 1e6)
-    partition.stream = original
+    loop.stream = original
     median = {name: float(np.median(row)) for name, row in rows.items()}
     total = f"{len(sizes)} objects of {sum(sizes.values()) / 1e9:.2f} GB"
     print(f"{batches} batches of {SEQUENCES} x {POSITIONS}, {total}")

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -65,7 +66,8 @@ def capture_and_store(rounds: int, folder: Path) -> None:
                 [lambda name, values: writer.write(schemas[name], 0, values, "records/none")],
                 forward="fast",
             )
-            writer.finish()
+            for parts in writer.finish().values():
+                futures.wait(parts)
         shutil.rmtree(output)
 
     seconds = in_turn({"capture alone": alone, "capture and store, local folder": stored}, rounds)
@@ -91,7 +93,8 @@ def client_cpu(rounds: int) -> None:
         with closing(LayerWriter(store, next(iter(schemas.values())), values.device)) as writer:
             for schema in schemas.values():
                 writer.write(schema, 0, values, "records/none")
-            writer.finish()
+            for parts in writer.finish().values():
+                futures.wait(parts)
 
     def cpu_of(work: Callable[[], None], cpu: list[float]) -> Callable[[], None]:
         def run() -> None:

@@ -175,6 +175,13 @@ def _warm() -> None:
     import torch
     import zarr  # noqa: F401
 
+    import neoscope.commands.delete
+    import neoscope.commands.recompute
+    import neoscope.commands.summary
+    import neoscope.commands.verify
+    import neoscope.pipeline.partition
+    import neoscope.reading.status
+    import neoscope.statistics.length_kernels  # noqa: F401
     from neoscope.format import sealed_json
 
     torch.set_num_threads(1)

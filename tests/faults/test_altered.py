@@ -15,13 +15,13 @@ from faults.proxy import Plan, Request, proxied
 
 # A store that does not know the checksum takes a wrong one: MinIO, asked by a header of another name.
 UNKNOWN_HEADER = """
-from neoscope import integrity
+from neoscope.storage import integrity
 integrity.HEADER = "x-neoscope-unknown"
 """
 # And one whose ETag is no MD5, as with KMS: only reading back is left.
 NO_MD5 = f"""{UNKNOWN_HEADER}
-from neoscope import storage
-storage.is_md5 = lambda tag, body: False
+from neoscope.storage import store
+store.is_md5 = lambda tag, body: False
 """
 WAYS = {"checksum": "", "ETag": UNKNOWN_HEADER, "read back": NO_MD5}
 

@@ -228,23 +228,23 @@ def test_nothing_is_said_of_the_report(two_batches: Objects, place: str) -> None
 # Values that are wrong from the beginning
 
 WRONG_VALUES = """
-from neoscope import pipeline
-stream = pipeline.stream
+from neoscope.pipeline import loop
+stream = loop.stream
 def wrong(model, ids, consumers, **options):
     (take,) = consumers
     stream(model, ids, [lambda name, values: take(name, values * 1.01)], **options)
-pipeline.stream = wrong
+loop.stream = wrong
 """
 WRONG_TOKENS = """
 import dataclasses
-from neoscope import prepare
-batches = prepare.batches
+from neoscope.pipeline import inputs
+batches = inputs.batches
 def wrong(*arguments, **options):
     for batch in batches(*arguments, **options):
         ids = batch.token_ids.copy()
         ids[0, 0] = (ids[0, 0] + 1) % 500
         yield dataclasses.replace(batch, token_ids=ids)
-prepare.batches = wrong
+inputs.batches = wrong
 """
 
 

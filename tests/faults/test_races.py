@@ -25,12 +25,12 @@ LAYER_CHUNKS = 4
 
 # Values as another machine might compute them: not wrong, but other bits.
 OTHER_BITS = """
-from neoscope import pipeline
-stream = pipeline.stream
+from neoscope.pipeline import loop
+stream = loop.stream
 def unlike(model, ids, consumers, **options):
     (take,) = consumers
     stream(model, ids, [lambda name, values: take(name, values * 1.000001)], **options)
-pipeline.stream = unlike
+loop.stream = unlike
 """
 
 

@@ -14,7 +14,7 @@ from faults.proxy import proxied
 from faults.test_store import allowed
 
 CRASH = """
-from neoscope import {module}
+from neoscope.pipeline import {module}
 def crash(*_, **__):
     raise RuntimeError("a defect")
 {module}.{name} = crash
@@ -53,7 +53,7 @@ def test_no_key_is_ever_told(
     for command in ("verify", "status"):
         run(command, place, code=0)
     run("run", place, *arguments, code=3, **wrong)
-    for module, name in (("pipeline", "stream"), ("prepare", "load_tokenizer")):
+    for module, name in (("loop", "stream"), ("inputs", "load_tokenizer")):
         crash = CRASH.format(module=module, name=name)
         run("run", new_url(), *arguments, code=1, disturb=crash)
     run("run", new_url(), "--dataset", "nobody/nothing", code=75, disturb=NO_HUB)

@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,10 @@ from neoscope.format.arrays import (
     layer_chunks,
     metadata,
 )
+from neoscope.format.chunks import StoredChunk
 from neoscope.format.layout import TOKEN_IDS, TOKEN_LENGTH
-from neoscope.pipeline.layer_writer import RING, LayerWriter, put_array
+from neoscope.pipeline.layer_writer import LayerWriter, put_array
+from neoscope.pipeline.limits import ring_slots
 from neoscope.spec import RunSpec
 from neoscope.storage.store import Body, Store, open_store
 
@@ -182,7 +185,7 @@ def test_stored_layers_are_byte_for_byte_what_zarr_stores(
     with closing(LayerWriter(store, layer, CPU)) as writer:
         for batch in range(2):
             writer.write(layer, batch, torch.from_numpy(values[8 * batch : 8 * batch + 8]), RECORD)
-            writer.finish()
+            wait(writer.finish())
     for key, body in documents.items():
         store.put(key, body)
         (theirs / key).parent.mkdir(parents=True, exist_ok=True)
@@ -366,6 +369,10 @@ def store(tmp_path: Path) -> Iterator[GatedStore]:
     store.gate.set()
 
 
+def wait(parts: dict[str, list[Future[StoredChunk]]]) -> dict[str, list[StoredChunk]]:
+    return {name: [part.result(60) for part in each] for name, each in parts.items()}
+
+
 def layers(number: int) -> dict[str, ArraySchema]:
     found = schemas(layers=number)
     return {name: schema for name, schema in found.items() if name.startswith("MLP_")}
@@ -374,7 +381,8 @@ def layers(number: int) -> dict[str, ArraySchema]:
 def test_a_slow_store_blocks_the_pass_and_holds_a_ring_of_layers_at_most(
     store: GatedStore,
 ) -> None:
-    found = layers(RING + 4)
+    slots = ring_slots(next(iter(layers(1).values())), 8)
+    found = layers(slots + 4)
     values = torch.from_numpy(some_values(7, (8, 5, 6)))
     taken: queue.Queue[str] = queue.Queue()
     store.gate.clear()
@@ -387,15 +395,28 @@ def test_a_slow_store_blocks_the_pass_and_holds_a_ring_of_layers_at_most(
 
         thread = threading.Thread(target=forward, daemon=True)
         thread.start()
-        assert [taken.get(timeout=30) for _ in range(RING)] == list(found)[:RING]
+        assert [taken.get(timeout=30) for _ in range(slots)] == list(found)[:slots]
         with pytest.raises(queue.Empty):
             taken.get(timeout=0.5)
         store.gate.set()
-        assert [taken.get(timeout=30) for _ in range(4)] == list(found)[RING:]
+        assert [taken.get(timeout=30) for _ in range(4)] == list(found)[slots:]
         thread.join(30)
-        stored = writer.finish()
+        stored = wait(writer.finish())
     assert list(stored) == list(found)
     assert sum(len(parts) for parts in stored.values()) == len(list(store.objects()))
+
+
+@pytest.mark.parametrize(
+    ("sequences", "slots"),
+    # Three layers of 100 MB; twelve of 25 MB, of four chunks each; two of 400 MB, which are more than that.
+    [(16, 3), (4, 12), (64, 2)],
+)
+def test_the_ring_holds_some_hundred_megabytes_and_two_layers_at_least(
+    sequences: int, slots: int
+) -> None:
+    spec = RunSpec(sequences=sequences)
+    schema = array_schemas(spec, layers=range(12), neurons=3072)["MLP_0"]
+    assert ring_slots(schema, sequences) == slots
 
 
 def test_a_layer_is_the_callers_again_as_soon_as_it_is_taken(store: GatedStore) -> None:
@@ -408,7 +429,7 @@ def test_a_layer_is_the_callers_again_as_soon_as_it_is_taken(store: GatedStore) 
         writer.write(schema, 0, given, RECORD)
         given.zero_()
         store.gate.set()
-        parts = writer.finish()["MLP_0"]
+        parts = wait(writer.finish())["MLP_0"]
     assert [part.key for part in parts] == schema.batch_keys(0)
     bodies = [chunks.decode(schema, store.get(part.key) or b"") for part in parts]
     assert [chunks.digest(body) for body in bodies] == [part.digest for part in parts]
@@ -422,7 +443,7 @@ def test_what_is_recorded_of_a_chunk_is_what_lies_in_the_store(store: GatedStore
     values = some_values(9, (8, 5, 6))
     with closing(LayerWriter(store, schema, CPU)) as writer:
         writer.write(schema, 1, torch.from_numpy(values), RECORD)
-        parts = writer.finish()["MLP_0"]
+        parts = wait(writer.finish())["MLP_0"]
     sizes = {item.key: (item.size, item.tag) for item in store.objects()}
     assert {part.key: (part.size, part.tag) for part in parts} == sizes
     total = parts[0].summary
@@ -434,14 +455,14 @@ def test_what_is_recorded_of_a_chunk_is_what_lies_in_the_store(store: GatedStore
 
 @pytest.mark.parametrize("fails_from", [0, 5])
 def test_a_failed_put_comes_out_as_its_error(store: GatedStore, fails_from: int) -> None:
-    found = layers(3 * RING)
+    found = layers(30)
     values = torch.from_numpy(some_values(10, (8, 5, 6)))
     store.fails_from = fails_from
     writer = LayerWriter(store, found["MLP_0"], CPU)
     with closing(writer), pytest.raises(UnavailableError, match="went away"):
         for schema in found.values():
             writer.write(schema, 0, values, RECORD)
-        writer.finish()
+        wait(writer.finish())
 
 
 def test_a_store_that_fails_ends_the_pass_before_it_is_through(store: GatedStore) -> None:
@@ -468,7 +489,7 @@ def test_a_chunk_with_a_value_that_is_not_finite_is_not_stored(
     writer = LayerWriter(store, schema, CPU)
     with closing(writer), pytest.raises(CheckError, match=r"MLP_0 has 1 values .*/c/1/0/1"):
         writer.write(schema, 0, torch.from_numpy(values), RECORD)
-        writer.finish()
+        wait(writer.finish())
     assert "activations.zarr/MLP_0/c/1/0/1" not in {item.key for item in store.objects()}
 
 
@@ -479,7 +500,7 @@ def test_a_value_that_float16_cannot_hold_is_found_after_the_cast(store: GatedSt
     writer = LayerWriter(store, schema, CPU)
     with closing(writer), pytest.raises(CheckError, match="--store-dtype float32"):
         writer.write(schema, 0, torch.from_numpy(values), RECORD)
-        writer.finish()
+        wait(writer.finish())
 
 
 def test_chunks_of_a_broken_off_start_are_put_over_until_they_are_recorded(
@@ -489,18 +510,18 @@ def test_chunks_of_a_broken_off_start_are_put_over_until_they_are_recorded(
     first, second = (torch.from_numpy(some_values(seed, (8, 5, 6))) for seed in (14, 15))
     with closing(LayerWriter(store, schema, CPU)) as writer:
         writer.write(schema, 0, first, RECORD)
-        before = writer.finish()
+        before = wait(writer.finish())
         writer.write(schema, 0, second, RECORD)
-        after = writer.finish()
+        after = wait(writer.finish())
         body = store.get(after["MLP_0"][0].key) or b""
         assert chunks.digest(chunks.decode(schema, body)) == after["MLP_0"][0].digest
         assert before["MLP_0"][0].digest != after["MLP_0"][0].digest
         store.put(RECORD, b"{}")
         writer.write(schema, 0, second, RECORD)
-        assert writer.finish() == after
+        assert wait(writer.finish()) == after
         writer.write(schema, 0, first, RECORD)
         with pytest.raises(CheckError, match="recorded with other values"):
-            writer.finish()
+            wait(writer.finish())
     assert store.get(after["MLP_0"][0].key) == body
 
 
@@ -508,6 +529,6 @@ def test_one_writer_leaves_no_thread_behind(store: GatedStore) -> None:
     schema = several_columns()
     with closing(LayerWriter(store, schema, CPU)) as writer:
         writer.write(schema, 0, torch.from_numpy(some_values(16, (8, 5, 6))), RECORD)
-        writer.finish()
+        wait(writer.finish())
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("put")]
     assert os.listdir(store.url) == ["activations.zarr"]

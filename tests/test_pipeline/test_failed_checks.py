@@ -57,17 +57,18 @@ def test_a_recorded_chunk_that_is_not_there_is_a_failed_check_and_no_manifest(
 def test_a_store_that_gives_back_other_bytes_is_a_failed_check_and_leaves_no_record(
     small_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from neoscope.format.chunks import holds
     from neoscope.storage.store import Store
 
-    really_get = Store.get
+    really_read = Store.read
 
-    def get(store: Store, key: str, fits: Any = None) -> bytes | None:
-        found = really_get(store, key, fits)
-        return (
-            found[:-9] + bytes([found[-9] ^ 1]) + found[-8:] if found and "MLP_2" in key else found
-        )
+    def read(store: Store, key: str, fits: Any = None) -> memoryview | None:
+        found = really_read(store, key, fits)
+        if found is None or "MLP_2" not in key or fits is None or fits.func is not holds:
+            return found
+        return memoryview(bytes(found[:-9]) + bytes([found[-9] ^ 1]) + bytes(found[-8:]))
 
-    monkeypatch.setattr(Store, "get", get)
+    monkeypatch.setattr(Store, "read", read)
     done = invoke("run", tmp_path / "run", *small_run)
     assert done.code == 5
     assert re.search("MLP_2/c/.* does not read back as it was stored", done.err)

@@ -199,6 +199,7 @@ def layers_of_a_batch(device: Device, monkeypatch: pytest.MonkeyPatch) -> list[b
         return put_chunk(store, key, schema, buffer, record)
 
     monkeypatch.setattr(layer_writer, "put_chunk", put)
+    monkeypatch.setattr(layer_writer, "ring_slots", lambda *_: 2)
     spec = RunSpec(sequences=SEQUENCES, positions=POSITIONS)
     schemas = array_schemas(spec, layers=range(LAYERS), neurons=NEURONS)
     store = Store("memory", MemoryStore())  # type: ignore[arg-type]
@@ -213,7 +214,7 @@ def layers_of_a_batch(device: Device, monkeypatch: pytest.MonkeyPatch) -> list[b
     )
     values = torch.empty(SEQUENCES, POSITIONS, NEURONS)
     with closing(LayerWriter(store, schemas["MLP_0"], torch.device("cuda"))) as writer:
-        taken = [writer._free.get() for _ in range(layer_writer.RING)]
+        taken = [writer._free.get() for _ in range(writer._free.qsize())]
         slots = [slot.host.data_ptr() for slot in taken]
         for slot in taken:
             writer._free.put(slot)
@@ -223,7 +224,9 @@ def layers_of_a_batch(device: Device, monkeypatch: pytest.MonkeyPatch) -> list[b
                 values.fill_(number)
                 writer.write(schemas[f"MLP_{number}"], 0, values, "records/none")
                 statistics.add(f"MLP_{number}", values, placed)
-        stored = writer.finish()
+        stored = {
+            name: [part.result() for part in parts] for name, parts in writer.finish().items()
+        }
     statistics.check()
     for number in range(LAYERS):
         expected = np.full(math.prod(schemas["MLP_0"].chunks), number, np.float32)

@@ -43,10 +43,9 @@ def commit(store: Store, claim: dict[str, Any]) -> dict[str, Any] | None:
                 f"{store.url}/{RECORDS} lacks records of partition {partition}: delete the run"
             )
     check, totals = _object_check(store, claim), Totals(claim)
-    for partition in partitions:
-        for record in each_record(store, claim, partition):
-            check(record)
-            totals.add(record)
+    for record in each_record(store, claim, partitions):
+        check(record)
+        totals.add(record)
     manifest, documents = manifest_content(store, claim, totals)
     manifest["timings"] = {**totals.timings, "commit": time.perf_counter() - began}
     body = sealed_json.dump("manifest", manifest)

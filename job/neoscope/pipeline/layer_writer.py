@@ -3,8 +3,8 @@
 In: a layer from inside its hook. Out: its chunks in the store and a record of each. It does not
 know what computed the layer, nor what a batch or a run is.
 
-`RING` layers are in host memory at most, whatever the model, the batches or the speed of the store.
-A layer that finds every buffer in use waits, and the forward pass with it: nothing is dropped.
+`limits.RING_BYTES` of layers are in host memory at most, whatever the model, the batches or the speed of
+the store. A layer that finds every buffer in use waits, and the forward pass with it: nothing is dropped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from neoscope.format import chunks
 from neoscope.format.arrays import ArraySchema
 from neoscope.format.chunks import StoredChunk
 from neoscope.format.records import put_unrecorded
-from neoscope.pipeline.limits import RING
+from neoscope.pipeline.limits import ring_slots
 from neoscope.storage.store import REQUESTS_IN_FLIGHT, Store
 
 
@@ -88,9 +88,11 @@ class LayerWriter:
         self._store = store
         self._pool = ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="put")
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
-        for _ in range(RING):
-            self._free.put(Slot(schema, sequences or schema.rows, device))
+        # The last that was freed is the next to be filled: a quick store touches few of them.
+        self._free: queue.LifoQueue[Slot] = queue.LifoQueue()
+        sequences = sequences or schema.rows
+        for _ in range(ring_slots(schema, sequences)):
+            self._free.put(Slot(schema, sequences, device))
         self._lock = threading.Lock()
         self._failed: BaseException | None = None
         self._stored: dict[str, list[Future[StoredChunk]]] = {}
@@ -121,10 +123,10 @@ class LayerWriter:
             for index, key in enumerate(keys)
         )
 
-    def finish(self) -> dict[str, list[StoredChunk]]:
-        """Wait until every layer taken since the last call is stored; its chunks by array name."""
+    def finish(self) -> dict[str, list[Future[StoredChunk]]]:
+        """By array name the chunks of every layer taken since the last call, each on its way."""
         stored, self._stored = self._stored, {}
-        return {name: [future.result() for future in parts] for name, parts in stored.items()}
+        return stored
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -10,8 +10,9 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from neoscope.errors import InputError, UnavailableError
+from neoscope.format.arrays import array_schemas
 from neoscope.model.shapes import CPU_SEQUENCES
-from neoscope.pipeline.limits import RING
+from neoscope.pipeline.limits import ring_slots
 from neoscope.spec import RunSpec
 from neoscope.statistics.length_cells import BINS
 
@@ -59,7 +60,7 @@ def device_memory(spec: RunSpec, sizes: Sizes) -> DeviceMemory:
     other_dtype = spec.precision != spec.store_dtype
     return DeviceMemory(
         working_bytes(spec, sizes, spec.pass_sequences),
-        spec.arrays * RING * stored * layer,
+        spec.arrays * _slots(spec, sizes.neurons) * stored * layer,
         spec.statistics * other_dtype * stored * layer,
         spec.statistics * sizes.layers * sizes.cells * (CELL_BYTES + NEURON_BYTES * sizes.neurons),
     )
@@ -69,7 +70,13 @@ def host_buffers(spec: RunSpec, neurons: int) -> int:
     """The layers that are on their way to the store, as much of each as one pass computes; pinned where
     there is a GPU."""
     layer = spec.pass_sequences * spec.positions * neurons
-    return spec.arrays * RING * BYTES[spec.store_dtype] * layer
+    return spec.arrays * _slots(spec, neurons) * BYTES[spec.store_dtype] * layer
+
+
+def _slots(spec: RunSpec, neurons: int) -> int:
+    """The buffers of a pass's part of a layer."""
+    schema = next(iter(array_schemas(spec, layers=range(1), neurons=neurons).values()))
+    return ring_slots(schema, spec.pass_sequences)
 
 
 def working_bytes(spec: RunSpec, sizes: Sizes, at_once: int | None = None) -> int:

@@ -1,50 +1,42 @@
-"""Partitions, one after the other: text -> tokens -> batch -> hooked forward -> chunks -> record.
+"""Partitions, one after the other: what is loaded once for all of them, the claim, then their batches.
 
-In: a spec, a store, and which partitions. Out: all their batches stored and recorded. It puts the pieces
-together and times them; each step is a module of its own.
+In: a spec, a store, and which partitions. Out: all their batches stored and recorded. It does not know how
+a batch is made; see `loop`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib
 import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from neoscope.errors import CheckError, InputError
-from neoscope.format import chunks, layout, records
-from neoscope.format.arrays import ArraySchema, array_schemas, schemas_of
-from neoscope.format.chunks import StoredChunk
+from neoscope.format import layout, records
+from neoscope.format.arrays import array_schemas, schemas_of
 from neoscope.format.claim import put_claim
-from neoscope.format.layout import TOKEN_IDS, TOKEN_LENGTH, statistics_key
-from neoscope.format.statistics import last_state, put_cells
+from neoscope.format.statistics import last_state
 from neoscope.format.vocabulary import vocabulary_content
 from neoscope.model import numerics
-from neoscope.model.hooks import stream
 from neoscope.model.loading import gpu_count, pick_device
 from neoscope.model.memory import translate_out_of_memory
-from neoscope.pipeline import memory, stored_batch
+from neoscope.pipeline import memory
 from neoscope.pipeline.inputs import Inputs, of_partition, prepare
-from neoscope.pipeline.layer_writer import LayerWriter, put_array
+from neoscope.pipeline.loop import store_batches
 from neoscope.pipeline.provenance import (
     describe_environment,
     keep_memory_flat,
     return_freed_memory,
 )
-from neoscope.pipeline.stored_batch import StoredBatch
+from neoscope.pipeline.recording import Destination
+from neoscope.pipeline.timing import timed
 from neoscope.pipeline.worker import Rank, own_device
 from neoscope.progress import Progress
-from neoscope.spec import LAYER, RunSpec
-from neoscope.statistics.length_accumulator import LengthStatistics, PlacedTokens
+from neoscope.spec import RunSpec
 from neoscope.statistics.length_cells import Cells
-from neoscope.statistics.token_lengths import histogram
 from neoscope.storage.store import Store
 
 
@@ -91,7 +83,7 @@ def store_partitions(
             progress.say(f"partition {partition} of {spec.partitions}")
         if last:
             progress.say(f"going on after batch {last['batches']} of {spec.batches}")
-        with _timed(timings, "prepare"):
+        with timed(timings, "prepare"):
             if claim is None or prepared is None:
                 prepared, claim = _prepare(start, partition, claim, last)
             else:
@@ -143,128 +135,13 @@ def _store_partition(
     timings: dict[str, float],
 ) -> None:
     """Store and record the batches of a partition after its last record, with the `cells` up to it."""
-    spec, store, progress = start.spec, start.store, start.progress
+    spec, progress = start.spec, start.progress
     first = last["batches"] if last else 0
     layers = (spec.batches - first) * len(claim["hook"]["layers"])
     progress.begin("capturing", layers * spec.sequences // spec.pass_sequences, "layers")
-    schemas = schemas_of(claim)
-    with ExitStack() as stack:
-        # From the pinned buffers to the last copy.
-        stack.enter_context(translate_out_of_memory(lambda: memory.ran_out(spec)))
-        writer = None
-        if spec.arrays:
-            layer = next(iter(schemas.values()))
-            writer = LayerWriter(store, layer, start.device, spec.pass_sequences)
-            stack.enter_context(closing(writer))
-        statistics = _statistics(claim, prepared, cells, start.device)
-        work = _Partition(spec, store, partition, prepared, schemas, writer, statistics, progress)
-        deleting = True
-        for count in records.record_counts(claim["spec"]):
-            if count <= first:
-                continue
-            record = layout.record_key(partition, count)
-            stored = [_store_batch(work, number, record, timings) for number in range(first, count)]
-            content = {**stored_batch.record_content(stored), "environment": start.environment}
-            if statistics:
-                with _timed(timings, "store"):
-                    content["statistics"] = put_cells(
-                        store, partition, count, statistics.cells(), record
-                    )
-            records.put_record(store, claim, partition, count, {**content, "timings": timings})
-            if statistics and first and deleting:
-                deleting = _delete_superseded(store, statistics_key(partition, first), progress)
-            first, timings = count, {}
+    to = Destination(start.store, claim, schemas_of(claim), partition, start.environment, progress)
+    store_batches(spec, prepared, to, first, cells, start.device, timings)
     progress.end()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Partition:
-    """What every batch of a partition is made of, and where it goes."""
-
-    spec: RunSpec
-    store: Store
-    number: int
-    prepared: Inputs
-    schemas: dict[str, ArraySchema]
-    writer: LayerWriter | None
-    statistics: LengthStatistics | None
-    progress: Progress
-
-
-def _statistics(
-    claim: dict[str, Any], prepared: Inputs, cells: Cells | None, device: torch.device
-) -> LengthStatistics | None:
-    """The partition's statistics as they are after its last record."""
-    if not claim["spec"]["statistics"]:
-        return None
-    statistics = LengthStatistics(
-        prepared.lengths,
-        layers=[f"{LAYER}{number}" for number in claim["hook"]["layers"]],
-        neurons=claim["model"]["neurons"],
-        device=device,
-    )
-    if cells:
-        statistics.restore(cells)
-    return statistics
-
-
-def _delete_superseded(store: Store, key: str, progress: Progress) -> bool:
-    """Delete the statistics of an earlier record; False where that is not allowed, which is told."""
-    try:
-        store.delete([key])
-    except InputError as error:
-        progress.warn(f"the statistics of each batch stay, {error}")
-        return False
-    return True
-
-
-def _store_batch(
-    work: _Partition, number: int, record: str, timings: dict[str, float]
-) -> StoredBatch:
-    """Compute and store batch `number` of a partition, which the record with the key `record` will
-    name."""
-    spec, prepared, writer, statistics = work.spec, work.prepared, work.writer, work.statistics
-    batch_of_run = work.number * spec.batches + number
-    dtype: torch.dtype = getattr(torch, spec.store_dtype)
-    with _timed(timings, "text"):
-        batch = next(prepared.batches)
-    token_lengths = prepared.lengths[batch.token_ids]
-
-    def take(
-        sequences: slice, placed: PlacedTokens | None, name: str, values: torch.Tensor
-    ) -> None:
-        if writer:
-            schema = work.schemas[name]
-            writer.write(schema, batch_of_run, values, record, first=sequences.start)
-        if statistics and placed:
-            with _timed(timings, "statistics"):
-                statistics.add(name, values.to(dtype), placed)
-        work.progress.advance(f"batch {number + 1} of {spec.batches}, {name}")
-
-    with _timed(timings, "capture"):
-        for first in range(0, spec.sequences, spec.pass_sequences):
-            sequences = slice(first, first + spec.pass_sequences)
-            placed = statistics.place(token_lengths[sequences]) if statistics else None
-            stream(
-                prepared.loaded.model,
-                batch.token_ids[sequences],
-                [functools.partial(take, sequences, placed)],
-                forward=spec.forward,
-                point=prepared.point,
-                layers=spec.layers,
-            )
-        if statistics:
-            statistics.check()
-    with _timed(timings, "store"):
-        stored = writer.finish() if writer else {}
-        for name, values in ((TOKEN_IDS, batch.token_ids), (TOKEN_LENGTH, token_lengths)):
-            schema = work.schemas[name]
-            stored[name] = [put_array(work.store, schema, batch_of_run, values, record)]
-    with _timed(timings, "read_back"):
-        read_back = _read_back(work.store, work.schemas, stored, number)
-    counts = histogram(token_lengths)
-    special = spec.tokens_per_batch - sum(counts.values())
-    return StoredBatch(batch, stored, counts, special, read_back)
 
 
 def _claim(
@@ -292,35 +169,3 @@ def _warn_of_libraries(
     ]
     if changed:
         progress.warn(f"the run began with other versions of libraries: {', '.join(changed)}")
-
-
-def _read_back(
-    store: Store,
-    schemas: dict[str, ArraySchema],
-    stored: dict[str, list[StoredChunk]],
-    batch: int,
-) -> dict[str, str]:
-    """Read one chunk of every layer from the store and compare it with what was computed.
-
-    The chunk differs from layer to layer and batch to batch. Returns its key by layer.
-    """
-    keys = {}
-    for index, (name, parts) in enumerate(stored.items()):
-        if name in (TOKEN_IDS, TOKEN_LENGTH):
-            continue
-        part = parts[(batch + index) % len(parts)]
-        holds = functools.partial(chunks.holds, schemas[name], part.digest)
-        if not holds(store.read(part.key, holds)):
-            raise CheckError(
-                f"{store.url}/{part.key} does not read back as it was stored: "
-                "the storage or the way to it is faulty; nothing is committed"
-            )
-        keys[name] = part.key
-    return keys
-
-
-@contextmanager
-def _timed(timings: dict[str, float], step: str) -> Iterator[None]:
-    began = time.perf_counter()
-    yield
-    timings[step] = timings.get(step, 0.0) + time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""A batch that is stored, and what the record says of it.
+"""A batch that is computed, then stored, and what the record says of it.
 
 In: a batch, its stored chunks and what was counted. Out: a record's content. It does not know the store.
 """
@@ -6,11 +6,25 @@ In: a batch, its stored chunks and what was counted. Out: a record's content. It
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import Future
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from neoscope.format.chunks import StoredChunk
 from neoscope.statistics import token_lengths
 from neoscope.text.packing import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class PassedBatch:
+    """Batch `number` of a partition, computed, with its chunks by array, each on its way to the store."""
+
+    number: int
+    batch: Batch
+    token_lengths: npt.NDArray[np.uint16]  # [sequence, position]
+    arrays: dict[str, list[Future[StoredChunk]]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -118,12 +118,11 @@ def read_inventory(store: Store) -> Inventory:
     documents = {**said, MANIFEST: manifest["content_digest"]}
     found = Inventory(claim, manifest, Totals(claim), documents, {}, digests, set(), [], [])
     there = {CLAIM: claim["content_digest"]}
-    for partition in range(claim["spec"]["partitions"]):
-        for record in each_record(store, claim, partition):
-            key = record_key(partition, record["batches"])
-            there[key] = record["content_digest"]
-            if said.get(key) == there[key]:
-                _take(found, key, record)
+    for record in each_record(store, claim, range(claim["spec"]["partitions"])):
+        key = record_key(record["partition"], record["batches"])
+        there[key] = record["content_digest"]
+        if said.get(key) == there[key]:
+            _take(found, key, record)
     for key in sorted(said.keys() | there.keys()):
         if said.get(key) != there.get(key):
             found.mismatched_documents.append(

@@ -24,8 +24,9 @@ from obstore.store import LocalStore, S3Store
 
 if TYPE_CHECKING:
     from obstore import PutMode
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from neoscope.errors import InputError, UnavailableError, UsageError
 from neoscope.storage.connections import MOST
@@ -309,7 +310,20 @@ def _check_no_scheme(url: str) -> None:
     )
 
 
-def concurrent_map(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-    """`work` of every item, in order, as many at a time as there may be requests on their way."""
-    with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
-        yield from pool.map(work, items)
+def concurrent_map(
+    work: Callable[[S], T], items: Iterable[S], most: int = REQUESTS_IN_FLIGHT
+) -> Generator[T, None, None]:
+    """`work` of every item, in order, `most` at a time. Of what is done no more than twice as many wait to
+    be taken, so an item may be anything that fits so often into memory."""
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(most) as pool:
+        try:
+            for item in items:
+                if len(waiting) == 2 * most:
+                    yield waiting.popleft().result()
+                waiting.append(pool.submit(work, item))
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from concurrent import futures
 from contextlib import closing
 from typing import Any
 
@@ -81,7 +82,8 @@ def _rows(
         store = Store("memory", MemoryStore())  # type: ignore[arg-type]
         with closing(LayerWriter(store, schemas[names[0]], device)) as writer:
             forward(lambda name, values: writer.write(schemas[name], 0, values, "records/none"))
-            writer.finish()
+            for parts in writer.finish().values():
+                futures.wait(parts)
 
     def adding() -> None:
         placed = sums.place(lengths)

@@ -1,0 +1,185 @@
+"""The batches of one partition: text -> pass -> store -> record, each stage at work on another batch.
+
+In: what is loaded, and where the partition stands. Out: its batches stored and recorded, in order. It does
+not know how many partitions there are.
+
+The text is packed on a thread of its own. The pass, on the caller's, waits for text and for host memory: a
+buffer for each layer, a copy of the statistics for each record. Behind it many threads put what it leaves,
+and one reads back and records it, in order; see `recording`. A failure ends the run: what came before it in
+the text is still recorded, and nothing after it ever is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from typing import Any
+
+import torch
+
+from neoscope.format.layout import TOKEN_IDS, TOKEN_LENGTH
+from neoscope.format.records import BATCHES_A_RECORD, record_counts
+from neoscope.model.hooks import stream
+from neoscope.model.memory import translate_out_of_memory
+from neoscope.pipeline import memory
+from neoscope.pipeline.accumulators import add_layer, make_accumulators, put_state, state_of
+from neoscope.pipeline.inputs import Inputs
+from neoscope.pipeline.layer_writer import LayerWriter, put_array
+from neoscope.pipeline.recording import Destination, Recording, Timings
+from neoscope.pipeline.stages import InOrder, ahead
+from neoscope.pipeline.stored_batch import PassedBatch
+from neoscope.pipeline.timing import timed
+from neoscope.spec import RunSpec
+from neoscope.statistics.length_accumulator import LengthStatistics, PlacedTokens
+from neoscope.statistics.length_cells import Cells
+from neoscope.storage.store import REQUESTS_IN_FLIGHT
+from neoscope.text.packing import Batch
+
+# Those of a record are packed before its first is given away, and the next record's while it is made.
+BATCHES_AHEAD = BATCHES_A_RECORD
+READ_BACK_AT_A_TIME = 4  # chunks, which are in host memory beside the layers
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stages:
+    """What the batches of a partition go through. `puts` are of all but layers."""
+
+    spec: RunSpec
+    prepared: Inputs
+    to: Destination
+    texts: Iterator[Batch]
+    statistics: LengthStatistics | None
+    writer: LayerWriter | None
+    puts: ThreadPoolExecutor
+    recording: Recording
+
+
+def store_batches(
+    spec: RunSpec,
+    prepared: Inputs,
+    to: Destination,
+    first: int,
+    cells: Cells | None,
+    device: torch.device,
+    timings: Timings,
+) -> None:
+    """Store and record the batches from number `first` on, with the `cells` up to it.
+
+    `timings` are the seconds of what the first record has taken already.
+    """
+    statistics = make_accumulators(to.claim, prepared, cells, device)
+    with ExitStack() as stack:
+        stages = _begin(stack, spec, prepared, to, first, statistics, device)
+        for count in record_counts(to.claim["spec"]):
+            if count <= first:
+                continue
+            settled = []
+            for number in range(first, count):
+                passed = _pass(stages, number, to.record_key(count), timings)
+                settled.append(stages.recording.settle(passed, timings))
+            stages.recording.wait_for_room()
+            state = _put_state(stages, count)
+            stages.recording.put((first, count), settled, state, timings)
+            first, timings = count, {}
+
+
+def _begin(
+    stack: ExitStack,
+    spec: RunSpec,
+    prepared: Inputs,
+    to: Destination,
+    first: int,
+    statistics: LengthStatistics | None,
+    device: torch.device,
+) -> _Stages:
+    """The stages. With the stack the records end first, then the puts that are still under way."""
+
+    def threads(count: int, name: str) -> ThreadPoolExecutor:
+        pool = ThreadPoolExecutor(count, thread_name_prefix=name)
+        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        return pool
+
+    # From the pinned buffers to the last copy.
+    stack.enter_context(translate_out_of_memory(lambda: memory.ran_out(spec)))
+    writer = None
+    if spec.arrays:
+        layer = next(iter(to.schemas.values()))
+        writer = stack.enter_context(
+            closing(LayerWriter(to.store, layer, device, spec.pass_sequences))
+        )
+    packed = functools.partial(next, prepared.batches)
+    texts = stack.enter_context(closing(ahead(packed, spec.batches - first, BATCHES_AHEAD)))
+    puts, reads = threads(REQUESTS_IN_FLIGHT, "put"), threads(READ_BACK_AT_A_TIME, "read-back")
+    recording = Recording(to, reads, stack.enter_context(InOrder()))
+    return _Stages(spec, prepared, to, texts, statistics, writer, puts, recording)
+
+
+def _pass(stages: _Stages, number: int, record: str, timings: Timings) -> PassedBatch:
+    """Compute batch `number`, which the record with the key `record` will name; returns while it is
+    being stored."""
+    spec, prepared, to = stages.spec, stages.prepared, stages.to
+    with timed(timings, "text"):
+        batch = next(stages.texts)
+    token_lengths = prepared.lengths[batch.token_ids]
+    take = _taker(stages, number, record, timings)
+    with timed(timings, "capture"):
+        for first in range(0, spec.sequences, spec.pass_sequences):
+            sequences = slice(first, first + spec.pass_sequences)
+            lengths = token_lengths[sequences]
+            placed = stages.statistics.place(lengths) if stages.statistics else None
+            stream(
+                prepared.loaded.model,
+                batch.token_ids[sequences],
+                [functools.partial(take, sequences, placed)],
+                forward=spec.forward,
+                point=prepared.point,
+                layers=spec.layers,
+            )
+        if stages.statistics:
+            stages.statistics.check()
+    arrays = stages.writer.finish() if stages.writer else {}
+    for name, values in ((TOKEN_IDS, batch.token_ids), (TOKEN_LENGTH, token_lengths)):
+        schema, at = to.schemas[name], _of_run(stages, number)
+        arrays[name] = [stages.puts.submit(put_array, to.store, schema, at, values, record)]
+    return PassedBatch(number, batch, token_lengths, arrays)
+
+
+def _taker(
+    stages: _Stages,
+    number: int,
+    record: str,
+    timings: Timings,
+) -> Callable[[slice, PlacedTokens | None, str, torch.Tensor], None]:
+    """What becomes of each layer of batch `number`, of some of its sequences, inside its hook."""
+    spec, to = stages.spec, stages.to
+    dtype: torch.dtype = getattr(torch, spec.store_dtype)
+
+    def take(
+        sequences: slice, placed: PlacedTokens | None, name: str, values: torch.Tensor
+    ) -> None:
+        stages.recording.check()
+        if stages.writer:
+            schema, batch = to.schemas[name], _of_run(stages, number)
+            stages.writer.write(schema, batch, values, record, first=sequences.start)
+        if stages.statistics and placed:
+            with timed(timings, "statistics"):
+                add_layer(stages.statistics, name, values.to(dtype), placed)
+        to.progress.advance(f"batch {number + 1} of {spec.batches}, {name}")
+
+    return take
+
+
+def _put_state(stages: _Stages, count: int) -> Future[dict[str, Any]] | None:
+    """Have the statistics put as they are after so many batches; the record's entries of them."""
+    if stages.statistics is None:
+        return None
+    to, state = stages.to, state_of(stages.statistics)
+    return stages.puts.submit(put_state, to.store, to.partition, count, state, to.record_key(count))
+
+
+def _of_run(stages: _Stages, number: int) -> int:
+    """The number that a partition's batch has in the run."""
+    return stages.to.partition * stages.spec.batches + number
