@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import obstore
 import xxhash
@@ -96,7 +96,9 @@ def _sibling(backend: S3Store, *, checksum: bool) -> S3Store:
     """A store of the same bucket that sends each body's checksum, or else always a wrong one."""
     options = dict(backend.client_options or {})
     retry = dict(backend.retry_config or {})
-    config = dict(backend.config)
+    # obstore gives this key under a name that it does not take.
+    names = {"endpoint_url_s3": "aws_endpoint_url_s3"}
+    config: dict[str, Any] = {names.get(key, key): each for key, each in backend.config.items()}
     if checksum:
         config["checksum_algorithm"] = ALGORITHM
     else:
