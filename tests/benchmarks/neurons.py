@@ -22,6 +22,7 @@ from measure import in_turn, table
 
 from neoscope import load_model
 from neoscope.model.hooks import stream
+from neoscope.spec import CONTEXTS
 from neoscope.statistics import neuron_accumulator
 from neoscope.statistics.accumulator import LengthStatistics
 from neoscope.statistics.neuron_accumulator import NeuronStatistics
@@ -40,7 +41,9 @@ def by_length(layers: int) -> LengthStatistics:
 
 def by_neuron(layers: int) -> NeuronStatistics:
     names = [f"MLP_{layer}" for layer in range(layers)]
-    return NeuronStatistics(layers=names, neurons=NEURONS, tokens=10**9, device=torch.device("cpu"))
+    return NeuronStatistics(
+        layers=names, neurons=NEURONS, tokens=10**9, device=torch.device("cpu"), contexts=CONTEXTS
+    )
 
 
 def layer_rows() -> dict[str, Callable[[], object]]:
@@ -95,7 +98,7 @@ def pass_rows(state: NeuronStatistics) -> dict[str, Callable[[], object]]:
 
 def start() -> None:
     """Seconds of processor time that compiling takes, each in a process of its own."""
-    for module in ("numba", "neoscope.kernel", "neoscope.neuron_kernels"):
+    for module in ("numba", "neoscope.statistics.kernels", "neoscope.statistics.neuron_kernels"):
         code = f"import time, numba; t = time.process_time(); import {module}; print(time.process_time() - t)"
         done = subprocess.run(
             [sys.executable, "-c", code], check=True, capture_output=True, text=True
@@ -113,7 +116,7 @@ def state_costs(state: NeuronStatistics) -> None:
     dumped = time.perf_counter()
     loaded = Neurons.load(body)
     read = time.perf_counter()
-    merge([loaded, loaded], 32)
+    merge([loaded, loaded], CONTEXTS)
     merged = time.perf_counter()
     print(f"dumped after {int(neurons.tokens.sum()):,} tokens: {len(body):,} bytes")
     print(

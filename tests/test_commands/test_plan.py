@@ -29,6 +29,7 @@ SHAPES = [
     {"sequences": 1, "positions": 1},
     {"arrays": False, "batches": 67},
     {"statistics": False},
+    {"neurons": False},
     {"layers": "1", "sequences_per_pass": 2},
     {"sequences": 12, "positions": 64},
 ]
@@ -44,7 +45,9 @@ def run(url: str, spec: RunSpec, *more: str, text: Path | None = None) -> None:
     shape = ("model", "partitions", "batches", "sequences", "positions")
     names = (*shape, "store_dtype", "compression")
     words = [w for name in names for w in (f"--{name.replace('_', '-')}", getattr(spec, name))]
-    words += [f"--no-{name}" for name in ("arrays", "statistics") if not getattr(spec, name)]
+    words += [
+        f"--no-{name}" for name in ("arrays", "statistics", "neurons") if not getattr(spec, name)
+    ]
     words += ["--layers", ",".join(map(str, spec.layers))] if spec.layers else []
     words += ["--sequences-per-pass", spec.pass_sequences]
     files = [word for file in sorted(text.iterdir()) for word in ("--text", file)] if text else []
@@ -92,6 +95,8 @@ def what(key: str) -> str:
     named = {
         "statistics.zarr": "statistics.zarr",
         "statistics": "statistics of each partition",
+        "neurons.zarr": "neurons.zarr",
+        "neurons": "neurons of each partition",
         "records": "records",
     }
     if folder != "activations.zarr":
@@ -103,7 +108,12 @@ def what(key: str) -> str:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"partitions": 2, "batches": 2}, {"arrays": False, "batches": 67}, {"statistics": False}],
+    [
+        {},
+        {"partitions": 2, "batches": 2},
+        {"arrays": False, "batches": 67},
+        {"statistics": False, "neurons": False},
+    ],
     ids=str,
 )
 def test_requests_are_those_that_the_store_gets(
@@ -168,7 +178,7 @@ def test_without_rates_it_says_what_it_takes_to_know_the_time() -> None:
 def test_memory_is_about_what_the_process_takes(tmp_path: Path, small_model: Path) -> None:
     """The process alone: that of weights and layers is seen by the benchmark of memory."""
     script = (
-        "import sys; from neoscope.process import invoke; code = invoke(sys.argv[1:]);"
+        "import sys; from neoscope.commands.main import invoke; code = invoke(sys.argv[1:]);"
         "print(open('/proc/self/status').read()); sys.exit(code)"
     )
     words = ["run", str(tmp_path / "run"), "--model", str(small_model), "--dataset", "sample"]

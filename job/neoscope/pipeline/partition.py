@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -23,8 +21,8 @@ from neoscope.format import chunks, layout, records
 from neoscope.format.arrays import ArraySchema, array_schemas, schemas_of
 from neoscope.format.chunks import StoredChunk
 from neoscope.format.claim import put_claim
-from neoscope.format.layout import TOKEN_IDS, TOKEN_LENGTH, statistics_key
-from neoscope.format.statistics import last_state, put_cells
+from neoscope.format.layout import TOKEN_IDS, TOKEN_LENGTH, state_key
+from neoscope.format.states import last_state, put_states
 from neoscope.format.vocabulary import vocabulary_content
 from neoscope.model import memory
 from neoscope.model.hooks import stream
@@ -37,12 +35,15 @@ from neoscope.pipeline.environment import (
 )
 from neoscope.pipeline.inputs import Inputs, of_partition, prepare
 from neoscope.pipeline.layer_writer import LayerWriter, put_array
+from neoscope.pipeline.partition_statistics import (
+    PartitionStatistics,
+    compile_kernels,
+    make_statistics,
+)
 from neoscope.pipeline.stored_batch import StoredBatch
 from neoscope.pipeline.worker import Rank, own_device
 from neoscope.progress import Progress
-from neoscope.spec import LAYER, RunSpec
-from neoscope.statistics.accumulator import LengthStatistics
-from neoscope.statistics.cells import Cells
+from neoscope.spec import RunSpec
 from neoscope.statistics.token_lengths import histogram
 from neoscope.storage.store import Store
 
@@ -71,14 +72,11 @@ def store_partitions(
         # Pinned memory is of the current device, which is the first where nothing is said.
         torch.cuda.set_device(target)
     start = _Start(spec, store, text_paths, target, describe_environment(target), progress)
-    # It takes a second to compile: beside the text and the weights, not in the first layer's hook.
-    threading.Thread(
-        target=importlib.import_module, args=["neoscope.statistics.kernels"], daemon=True
-    ).start()
+    compile_kernels()
     prepared: Inputs | None = None
     for partition in partitions:
         timings: dict[str, float] = {}
-        last, cells = last_state(store, claim, partition, stored) if claim else (None, None)
+        last, states = last_state(store, claim, partition, stored) if claim else (None, {})
         stored = None  # others may go on meanwhile
         if last and last["batches"] == spec.batches:
             continue  # another worker has made it meanwhile
@@ -91,7 +89,7 @@ def store_partitions(
                 prepared, claim = _prepare(start, partition, claim, last)
             else:
                 prepared = of_partition(prepared, spec, partition, last, text_paths, progress)
-        _store_partition(start, partition, claim, prepared, last, cells, timings)
+        _store_partition(start, partition, claim, prepared, last, states, timings)
     return claim
 
 
@@ -134,10 +132,10 @@ def _store_partition(
     claim: dict[str, Any],
     prepared: Inputs,
     last: dict[str, Any] | None,
-    cells: Cells | None,
+    states: dict[str, bytes],
     timings: dict[str, float],
 ) -> None:
-    """Store and record the batches of a partition after its last record, with the `cells` up to it."""
+    """Store and record the batches of a partition after its last record, with the `states` up to it."""
     spec, store, progress = start.spec, start.store, start.progress
     first = last["batches"] if last else 0
     layers = (spec.batches - first) * len(claim["hook"]["layers"])
@@ -149,7 +147,7 @@ def _store_partition(
             layer = next(iter(schemas.values()))
             writer = LayerWriter(store, layer, start.device, spec.pass_sequences)
             stack.enter_context(closing(writer))
-        statistics = _statistics(claim, prepared, cells, start.device)
+        statistics = make_statistics(spec, claim, prepared.lengths, states, start.device)
         work = _Partition(spec, store, partition, prepared, schemas, writer, statistics, progress)
         deleting = True
         for count in records.record_counts(claim["spec"]):
@@ -158,14 +156,13 @@ def _store_partition(
             record = layout.record_key(partition, count)
             stored = [_store_batch(work, number, record, timings) for number in range(first, count)]
             content = {**stored_batch.record_content(stored), "environment": start.environment}
-            if statistics:
-                with _timed(timings, "store"):
-                    content["statistics"] = put_cells(
-                        store, partition, count, statistics.cells(), record
-                    )
+            with _timed(timings, "store"):
+                bodies = {name: state.dump() for name, state in statistics.states().items()}
+                content |= put_states(store, partition, count, bodies, record)
             records.put_record(store, claim, partition, count, {**content, "timings": timings})
-            if statistics and first and deleting:
-                deleting = _delete_superseded(store, statistics_key(partition, first), progress)
+            if first and deleting:
+                before = [state_key(name, partition, first) for name in bodies]
+                deleting = _delete_superseded(store, before, progress)
             first, timings = count, {}
     progress.end()
 
@@ -180,31 +177,14 @@ class _Partition:
     prepared: Inputs
     schemas: dict[str, ArraySchema]
     writer: LayerWriter | None
-    statistics: LengthStatistics | None
+    statistics: PartitionStatistics
     progress: Progress
 
 
-def _statistics(
-    claim: dict[str, Any], prepared: Inputs, cells: Cells | None, device: torch.device
-) -> LengthStatistics | None:
-    """The partition's statistics as they are after its last record."""
-    if not claim["spec"]["statistics"]:
-        return None
-    statistics = LengthStatistics(
-        prepared.lengths,
-        layers=[f"{LAYER}{number}" for number in claim["hook"]["layers"]],
-        neurons=claim["model"]["neurons"],
-        device=device,
-    )
-    if cells:
-        statistics.restore(cells)
-    return statistics
-
-
-def _delete_superseded(store: Store, key: str, progress: Progress) -> bool:
-    """Delete the statistics of an earlier record; False where that is not allowed, which is told."""
+def _delete_superseded(store: Store, keys: list[str], progress: Progress) -> bool:
+    """Delete the states of an earlier record; False where that is not allowed, which is told."""
     try:
-        store.delete([key])
+        store.delete(keys)
     except InputError as error:
         progress.warn(f"the statistics of each batch stay, {error}")
         return False
@@ -218,7 +198,6 @@ def _store_batch(
     name."""
     spec, prepared, writer, statistics = work.spec, work.prepared, work.writer, work.statistics
     batch_of_run = work.number * spec.batches + number
-    dtype: torch.dtype = getattr(torch, spec.store_dtype)
     with _timed(timings, "text"):
         batch = next(prepared.batches)
     token_lengths = prepared.lengths[batch.token_ids]
@@ -227,9 +206,9 @@ def _store_batch(
         if writer:
             schema = work.schemas[name]
             writer.write(schema, batch_of_run, values, record, first=sequences.start)
-        if statistics:
-            with _timed(timings, "statistics"):
-                statistics.add(name, values.to(dtype), token_lengths[sequences])
+        with _timed(timings, "statistics"):
+            place = (batch_of_run * spec.sequences + sequences.start) * spec.positions
+            statistics.add(name, values, token_lengths[sequences], place)
         work.progress.advance(f"batch {number + 1} of {spec.batches}, {name}")
 
     with _timed(timings, "capture"), memory.translate_out_of_memory_of_pass(spec):

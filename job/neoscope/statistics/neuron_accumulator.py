@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from neoscope.errors import CheckError, UsageError
-from neoscope.statistics.neurons import BINS, BINS_PER_UNIT, CONTEXTS, HALF, POWERS, Neurons
+from neoscope.statistics.neurons import BINS, BINS_PER_UNIT, HALF, POWERS, Neurons
 
 MAX_TOKENS = 2**32 - 1  # that 32 bits count
 # Values that are added up on a GPU at a time: 128 MB in float64.
@@ -37,7 +37,7 @@ class NeuronStatistics:
         neurons: int,
         tokens: int,
         device: torch.device,
-        contexts: int = CONTEXTS,
+        contexts: int,
     ) -> None:
         if tokens > MAX_TOKENS:
             raise UsageError(

@@ -24,7 +24,6 @@ BINS_PER_UNIT, LIMIT = 8, 16
 HALF = BINS_PER_UNIT * LIMIT
 BINS = 2 * HALF + 2
 POWERS = 4
-CONTEXTS = 32
 
 DIMENSIONS = {
     "tokens": ("first_position",),
