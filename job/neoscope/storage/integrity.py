@@ -14,15 +14,17 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import obstore
 import xxhash
 from obstore import exceptions as faults
 from obstore.store import LocalStore, S3Store
 
+from neoscope.storage.s3 import sibling
+
 if TYPE_CHECKING:
-    from obstore import PutMode
+    from obstore import Attributes, PutMode
 
 
 Body = bytes | memoryview
@@ -44,20 +46,26 @@ class Checksums:
         self._checks = None if isinstance(backend, S3Store) else False
         self._asking = threading.Lock()
 
-    def put(self, key: str, body: Body, mode: PutMode) -> tuple[str | None, bool]:
+    def put(
+        self, key: str, body: Body, mode: PutMode, content_type: str | None = None
+    ) -> tuple[str | None, bool]:
         """Put a body with one request; its tag, and whether the store has checked that it is this body.
 
         Raises obstore's exceptions; see `refused`.
         """
+        named = content_type and isinstance(self._plain, S3Store)  # a folder has no such thing
+        attributes: Attributes | None = {"Content-Type": content_type} if named else None
         if self._checks is None and len(body):
             with self._asking:
-                if self._checks is None and (tag := self._ask(key, body, mode)):
+                if self._checks is None and (tag := self._ask(key, body, mode, attributes)):
                     return tag, False
         backend = self._summed if self._checks else self._plain
-        tag = obstore.put(backend, key, body, mode=mode, use_multipart=False)["e_tag"]
+        tag = _put(backend, key, body, mode, attributes)
         return tag, bool(self._checks)
 
-    def _ask(self, key: str, body: Body, mode: PutMode) -> str | None:
+    def _ask(
+        self, key: str, body: Body, mode: PutMode, attributes: Attributes | None
+    ) -> str | None:
         """Put a body with a wrong checksum; its tag where the store takes it in spite of that.
 
         Where the answer says nothing of checksums, the next put asks again.
@@ -65,7 +73,7 @@ class Checksums:
         assert isinstance(self._plain, S3Store)
         wrong = _sibling(self._plain, checksum=False)
         try:
-            tag = obstore.put(wrong, key, body, mode=mode, use_multipart=False)["e_tag"]
+            tag = _put(wrong, key, body, mode, attributes)
         except faults.BaseError as error:
             if refused(error):
                 self._checks = True
@@ -74,6 +82,17 @@ class Checksums:
             return None
         self._checks = False
         return tag
+
+
+def _put(
+    backend: S3Store | LocalStore,
+    key: str,
+    body: Body,
+    mode: PutMode,
+    attributes: Attributes | None,
+) -> str | None:
+    put = obstore.put(backend, key, body, mode=mode, use_multipart=False, attributes=attributes)
+    return put["e_tag"]
 
 
 def refused(error: Exception) -> bool:
@@ -94,20 +113,8 @@ def same(one: Body, other: Body) -> bool:
 
 def _sibling(backend: S3Store, *, checksum: bool) -> S3Store:
     """A store of the same bucket that sends each body's checksum, or else always a wrong one."""
-    options = dict(backend.client_options or {})
-    retry = dict(backend.retry_config or {})
-    # obstore gives this key under a name that it does not take.
-    names = {"endpoint_url_s3": "aws_endpoint_url_s3"}
-    config: dict[str, Any] = {names.get(key, key): each for key, each in backend.config.items()}
     if checksum:
-        config["checksum_algorithm"] = ALGORITHM
-    else:
-        options["default_headers"] = {HEADER: WRONG}
-        retry["max_retries"] = 2  # 501 is repeated too
-    return S3Store(
-        prefix=backend.prefix,
-        config=config,  # type: ignore[arg-type]
-        client_options=options,  # type: ignore[arg-type]
-        retry_config=retry,  # type: ignore[arg-type]
-        credential_provider=backend.credential_provider,
-    )
+        return sibling(backend, checksum_algorithm=ALGORITHM)
+    options = {**(backend.client_options or {}), "default_headers": {HEADER: WRONG}}
+    retry = {**(backend.retry_config or {}), "max_retries": 2}  # 501 is repeated too
+    return sibling(backend, client_options=options, retry_config=retry)

@@ -20,18 +20,20 @@ from urllib.parse import urlsplit
 
 from obstore.store import S3Store
 
+from neoscope.errors import InputError, NeoscopeError, UnavailableError, UsageError
+
 if TYPE_CHECKING:
     from botocore.config import Config
     from botocore.exceptions import ClientError, SSLError
     from botocore.session import Session
-    from obstore.store import ClientConfig, RetryConfig
-from neoscope.errors import InputError, NeoscopeError, UnavailableError, UsageError
+    from obstore.store import ClientConfig, RetryConfig, S3Config
 
 ENDPOINT = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[^/:\s]+)(:\d+)?(/\S*)?")
+ENDPOINT_KEY = "aws_endpoint_url_s3"
 DIRECTORY_BUCKET = "--x-s3"  # the end of its name, which no other bucket may have
 GIVE_CREDENTIALS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
-    "or run where boto3 problems others"
+    "or run where boto3 finds others"
 )
 # A body of some MB on a slow uplink takes minutes; a connection that is not made in seconds is not made.
 BODY_TIMEOUT = timedelta(minutes=5)
@@ -97,7 +99,7 @@ def open_bucket(
     backend = S3Store(
         bucket,
         prefix=prefix,
-        aws_endpoint_url_s3=asked.endpoint(bucket),
+        config=_endpoint(asked.endpoint(bucket)),
         virtual_hosted_style_request=asked.in_host(bucket),
         region=asked.region,
         skip_signature=not signed,
@@ -107,6 +109,28 @@ def open_bucket(
         retry_config=RETRY,
     )
     return f"s3://{bucket}/{prefix}", backend
+
+
+def sibling(backend: S3Store, **changed: Any) -> S3Store:
+    """A store as `backend` but for some of its arguments: `prefix`, `client_options`, `retry_config`, or
+    fields of `config`."""
+    arguments = {
+        name: changed.pop(name, getattr(backend, name))
+        for name in ("prefix", "client_options", "retry_config", "credential_provider")
+    }
+    config: Any = {
+        f"aws_{key}" if f"aws_{key}" == ENDPOINT_KEY else key: value
+        for key, value in backend.config.items()
+    }
+    config |= changed
+    return S3Store(config=config, **arguments)
+
+
+def _endpoint(url: str) -> S3Config:
+    """The setting of the endpoint. obstore takes AWS_ENDPOINT_URL_S3 before `endpoint`; the setting that
+    wins over that variable makes a store that cannot be pickled, so it is given only where it must be."""
+    other = os.environ.get(ENDPOINT_KEY.upper(), url) != url
+    return {ENDPOINT_KEY: url} if other else {"endpoint": url}  # type: ignore[misc]
 
 
 def _bucket_and_prefix(url: str) -> tuple[str, str]:
@@ -125,7 +149,7 @@ def _bucket_and_prefix(url: str) -> tuple[str, str]:
 
 
 def _session() -> Session:
-    """botocore's session: profile, credentials and settings as boto3 problems them, and a region."""
+    """botocore's session: profile, credentials and settings as boto3 finds them, and a region."""
     from botocore.session import get_session
 
     session = get_session()

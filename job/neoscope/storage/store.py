@@ -31,7 +31,7 @@ from neoscope.errors import InputError, UnavailableError, UsageError
 from neoscope.storage.connections import MOST
 from neoscope.storage.integrity import Body, Checksums, is_md5, same
 from neoscope.storage.requests import AlteredError, Requests
-from neoscope.storage.s3 import open_bucket
+from neoscope.storage.s3 import open_bucket, sibling
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -99,9 +99,10 @@ class Store:
         except FileNotFoundError:
             return None
 
-    def put(self, key: str, body: Body) -> str | None:
-        """Put an object whole, in one request, over whatever is there; its tag."""
-        return self._put(key, body, "overwrite")
+    def put(self, key: str, body: Body, content_type: str | None = None) -> str | None:
+        """Put an object whole, in one request, over whatever is there; its tag. A bucket says of what
+        `content_type` it is to who asks for it by HTTP."""
+        return self._put(key, body, "overwrite", content_type)
 
     def create(self, key: str, body: Body) -> str | None:
         """Put an object only where there is none (`If-None-Match: *`); its tag.
@@ -118,7 +119,9 @@ class Store:
         """The store's own tag of an object's content."""
         return self._look_up(key)[1]
 
-    def _put(self, key: str, body: Body, mode: PutMode) -> str | None:
+    def _put(
+        self, key: str, body: Body, mode: PutMode, content_type: str | None = None
+    ) -> str | None:
         """Put a body until it is there as it is; its tag."""
         reason = ""
         for _ in range(PUTS):
@@ -128,7 +131,7 @@ class Store:
                 put, checked = self._requests.do(
                     "s3:PutObject",
                     key,
-                    functools.partial(self._checksums.put, key, body, mode),
+                    functools.partial(self._checksums.put, key, body, mode, content_type),
                     lambda _: len(body),
                 )
                 size, tag = self._look_up(key)
@@ -203,13 +206,7 @@ class Store:
                 yield Store(str(folder), LocalStore(str(folder)))
             return
         for prefix in PurePosixPath(self.backend.prefix or "").parents[:-1]:
-            backend = S3Store(
-                prefix=str(prefix),
-                config=self.backend.config,
-                client_options=self.backend.client_options,
-                retry_config=self.backend.retry_config,
-                credential_provider=self.backend.credential_provider,
-            )
+            backend = sibling(self.backend, prefix=str(prefix))
             yield Store(f"{self.url.removesuffix(self.backend.prefix or '')}{prefix}", backend)
 
     def delete(self, keys: list[str]) -> None:

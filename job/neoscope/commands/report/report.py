@@ -2,7 +2,7 @@
 
 In: a committed run with statistics. Out: one HTML file that needs no network and reads in light, dark, on
 paper and on a phone. No activation is read: it is made from the statistics, the manifest, the vocabulary
-and the first token ids.
+and some token ids.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import numpy as np
 import xarray as xr
 
 from neoscope.commands.report import figures
+from neoscope.commands.report.neuron_section import neuron_section
 from neoscope.errors import CheckError
 from neoscope.format.layout import VOCABULARY
 from neoscope.format.manifest import read_manifest, text_name
+from neoscope.format.states import kept
 from neoscope.reading.dataset import open_arrays, open_statistics_of
 from neoscope.statistics import by_length
 from neoscope.storage.store import Store
@@ -45,6 +47,7 @@ def report(store: Store) -> str:
     histograms = by_length.histograms(statistics)
     limits = figures.limits(histograms)
     correlation = by_length.correlation(statistics)
+    neurons = neuron_section(store) if "neurons" in manifest else None
     return template.render(
         url=store.url,
         manifest=manifest,
@@ -59,6 +62,8 @@ def report(store: Store) -> str:
         heat=_heat(statistics),
         correlation_figure=figures.correlations(correlation),
         strongest=_strongest(correlation),
+        neurons=neurons,
+        firing_figure=figures.firing(neurons["layers"]) if neurons else None,
         sample=_sample(store, length["median"]),
     )
 
@@ -67,7 +72,11 @@ def _sizes(manifest: dict[str, Any]) -> dict[str, int]:
     """Stored bytes by kind."""
     return {
         "arrays": sum(entry["stored_bytes"] for entry in manifest["arrays"].values()),
-        "statistics": sum(entry["size"] for entry in manifest["statistics"]["objects"].values()),
+        "statistics": sum(
+            entry["size"]
+            for name in kept(manifest["spec"])
+            for entry in manifest[name]["objects"].values()
+        ),
     }
 
 
