@@ -10,18 +10,18 @@ import pytest
 from support.command import ROOT
 
 PACKAGE = ROOT / "job" / "neoscope"
-BELOW = {"errors", "arguments", "spec", "storage", "statistics"}
+BELOW = {"errors", "argument_checks", "spec", "storage", "statistics"}
 EVERY = {*BELOW, "progress", "hub", "text", "model", "format", "reading", "pipeline", "commands"}
 ROOMS = {
     "errors": set[str](),
-    "arguments": {"errors"},
+    "argument_checks": {"errors"},
     "progress": set[str](),
     "hub": {"errors"},
-    "spec": {"errors", "arguments"},
+    "spec": {"errors", "argument_checks"},
     "storage": {"errors"},
-    "statistics": {"errors", "arguments"},
-    "text": {"errors", "arguments", "hub", "spec"},
-    "model": {"errors", "arguments", "hub", "spec"},
+    "statistics": {"errors", "argument_checks"},
+    "text": {"errors", "argument_checks", "hub", "spec"},
+    "model": {"errors", "argument_checks", "hub", "spec"},
     "format": BELOW,
     "reading": {*BELOW, "format"},
     "pipeline": EVERY - {"commands", "reading", "hub"},

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from neoscope.reading.dataset import open_neurons, open_run, open_statistics
     from neoscope.reading.passages import contexts
     from neoscope.statistics import by_length, by_neuron
-    from neoscope.text.tokenizing import load_tokenizer, tokenize
+    from neoscope.text.token_ids import load_tokenizer, tokenize
 
     __version__: str
 
@@ -45,12 +45,12 @@ _HOMES = {
     "capture": "model.hooks",
     "contexts": "reading.passages",
     "load_model": "model.loading",
-    "load_tokenizer": "text.tokenizing",
+    "load_tokenizer": "text.token_ids",
     "open_neurons": "reading.dataset",
     "open_run": "reading.dataset",
     "open_statistics": "reading.dataset",
     "run": "pipeline.run",
-    "tokenize": "text.tokenizing",
+    "tokenize": "text.token_ids",
 }
 _MODULES = {
     "by_length": "neoscope.statistics.by_length",

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from neoscope.arguments import check_choice, check_kind, check_layers, check_name
+from neoscope.argument_checks import check_choice, check_kind, check_layers, check_name
 from neoscope.errors import InputError, UsageError
 
 Side = Literal["output", "input"]

@@ -28,7 +28,7 @@ from neoscope.pipeline.commit import commit
 from neoscope.pipeline.layer_writer import put_array
 from neoscope.pipeline.stored_batch import StoredBatch
 from neoscope.spec import make_spec
-from neoscope.statistics.cells import BINS, Cells
+from neoscope.statistics.length_cells import BINS, Cells
 from neoscope.storage.store import Store, open_store
 from neoscope.text.packing import Batch, Span
 

@@ -66,7 +66,7 @@ def rows(name: str) -> dict[str, Callable[[], object]]:
 
 def main(rounds: int) -> None:
     if not torch.cuda.is_available():
-        print("GPU: not measured, torch problems none here")
+        print("GPU: not measured, torch finds none here")
         return
     for name in ("gpt-neo-125m", "gpt-neo-1.3B"):
         seconds = in_turn(rows(name), rounds)

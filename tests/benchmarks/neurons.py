@@ -24,7 +24,7 @@ from neoscope import load_model
 from neoscope.model.hooks import stream
 from neoscope.spec import CONTEXTS
 from neoscope.statistics import neuron_accumulator
-from neoscope.statistics.accumulator import LengthStatistics
+from neoscope.statistics.length_accumulator import LengthStatistics
 from neoscope.statistics.neuron_accumulator import NeuronStatistics
 from neoscope.statistics.neurons import Neurons, merge
 
@@ -98,7 +98,11 @@ def pass_rows(state: NeuronStatistics) -> dict[str, Callable[[], object]]:
 
 def start() -> None:
     """Seconds of processor time that compiling takes, each in a process of its own."""
-    for module in ("numba", "neoscope.statistics.kernels", "neoscope.statistics.neuron_kernels"):
+    for module in (
+        "numba",
+        "neoscope.statistics.length_kernels",
+        "neoscope.statistics.neuron_kernels",
+    ):
         code = f"import time, numba; t = time.process_time(); import {module}; print(time.process_time() - t)"
         done = subprocess.run(
             [sys.executable, "-c", code], check=True, capture_output=True, text=True

@@ -60,7 +60,7 @@ def bystander() -> Iterator[subprocess.Popen[bytes]]:
 def test_start_and_stop_from_the_command_line(folder: Path) -> None:
     first = tool("start", "--dir", folder)
     assert first.returncode == 0, first.stderr
-    server = minio.start(folder)  # problems it up
+    server = minio.start(folder)  # finds it up
     assert server.endpoint in first.stdout
     assert make_bucket(server, "one") == ["one"]
 

@@ -1,4 +1,4 @@
-"""Whatever is changed of what a run stored, `verify` problems it and names it: a bit, a byte, an object."""
+"""Whatever is changed of what a run stored, `verify` finds it and names it: a bit, a byte, an object."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def place(two_batches: Objects, tmp_path: Path) -> str:
 
 
 def found(place: str) -> list[str]:
-    """What verify problems, a line each."""
+    """What verify finds, a line each."""
     return [str(find) for find in verify(open_store(place), Progress(quiet=True)).problems]
 
 

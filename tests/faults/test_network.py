@@ -142,7 +142,7 @@ def test_a_run_that_gets_shortened_bodies_never_commits_anything_else(
     chance: random.Random,
     tell: Tell,
 ) -> None:
-    """It problems them, or needs none of what was lost; the same command then finishes."""
+    """It finds them, or needs none of what was lost; the same command then finishes."""
     codes, cut = Counter[int](), 0
     with proxied(endpoint) as proxy:
         through = ["--endpoint-url", proxy.endpoint]

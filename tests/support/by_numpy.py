@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from neoscope.statistics.cells import HALF
+from neoscope.statistics.length_cells import HALF
 
 EDGES = np.arange(-HALF, HALF + 1) / 50
 

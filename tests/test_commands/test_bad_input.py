@@ -138,7 +138,7 @@ MODELS = [
     Bad(f"run {{place}} --model {{huge}} {SAMPLE} --store-dtype float16", 5, "--store-dtype"),
 ]
 if not torch.cuda.is_available():
-    MODELS.append(Bad(f"{RUN} --device cuda", 3, "--device cuda: torch problems no GPU"))
+    MODELS.append(Bad(f"{RUN} --device cuda", 3, "--device cuda: torch finds no GPU"))
 
 PLACES = [
     Bad(f"run {{file}} {MODEL} {SAMPLE}", 3, "cannot make the folder"),

@@ -66,7 +66,7 @@ def test_of_a_published_model_nothing_heavy_is_needed(tmp_path: Path) -> None:
         "no module is called transformer.h.*.mlp.c_fcc; near are transformer.h.*.mlp.c_fc",
         "transformer.h.*.attn.attention has no layer 99",
         "transformer.h.*.mlp.c_fc has no layer 24; it has 0 to 23",
-        "--device cuda: torch problems no GPU here",
+        "--device cuda: torch finds no GPU here",
     ]
     for line, word in zip(said, words, strict=True):
         assert word in line

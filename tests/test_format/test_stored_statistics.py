@@ -14,7 +14,7 @@ import zarr
 from neoscope import open_run, open_statistics
 from neoscope.errors import CheckError, InputError
 from neoscope.format import layout, records, sealed_json, states
-from neoscope.statistics.cells import Cells, merge
+from neoscope.statistics.length_cells import Cells, merge
 from neoscope.storage.store import Store, open_store
 from support.by_numpy import assert_as_numpy
 from support.command import invoke

@@ -279,10 +279,10 @@ def test_of_several_gpus_a_process_takes_the_one_of_its_number(
 @pytest.mark.parametrize(
     ("gpus", "device", "local", "message"),
     [
-        (0, "cuda", None, "--device cuda: torch problems no GPU here"),
-        (0, "cuda:0", None, "--device cuda:0: torch problems no GPU here"),
-        (1, "cuda:1", None, "--device cuda:1: torch problems 1 here"),
-        (2, "auto", 2, "LOCAL_RANK=2: torch problems 2 here"),
+        (0, "cuda", None, "--device cuda: torch finds no GPU here"),
+        (0, "cuda:0", None, "--device cuda:0: torch finds no GPU here"),
+        (1, "cuda:1", None, "--device cuda:1: torch finds 1 here"),
+        (2, "auto", 2, "LOCAL_RANK=2: torch finds 2 here"),
     ],
     indirect=["gpus"],
 )

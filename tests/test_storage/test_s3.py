@@ -241,7 +241,7 @@ def test_keys_that_cannot_be_renewed_say_why(s3_url: str, issuer: Issuer) -> Non
     (issuer.folder / "closed").touch()
     time.sleep(0.11)
     with pytest.raises(
-        UnavailableError, match="could not be renewed: .*log in again; run the same"
+        UnavailableError, match="could not be renewed: .*log in again; rerun the same"
     ):
         store.put("a", b"x")
     with pytest.raises(InputError, match="log in again"):

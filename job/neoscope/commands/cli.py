@@ -42,7 +42,7 @@ def cli() -> None:
     """What every MLP neuron of a language model does on real text, as Zarr in object storage.
 
     Every option of `run` can be set in the environment too, as NEOSCOPE_ and its name in capitals
-    (NEOSCOPE_DATASET_CONFIG is --dataset-config). Credentials come from where boto3 problems them.
+    (NEOSCOPE_DATASET_CONFIG is --dataset-config). Credentials come from where boto3 finds them.
     """
 
 
@@ -127,7 +127,7 @@ FETCHED = ("model", "model_revision", "weights", "tokenizer")
 def fetch_command(**options: Any) -> None:
     """Download model and tokenizer into the Hub's cache (HF_HOME), and nothing else.
 
-    A run that is told the same of them problems them there.
+    A run that is told the same of them finds them there.
     """
     from neoscope.commands.fetch import fetch
 
@@ -254,7 +254,7 @@ def pull_command(
     selection becomes one plain Zarr group, DEST/activations.zarr. Rerun the same command
     to resume.
     """
-    from neoscope.commands.opening import opening_of
+    from neoscope.commands.how_to_open import opening_of
     from neoscope.commands.pull.pull import pull
     from neoscope.progress import Progress
     from neoscope.storage.store import open_store

@@ -1,4 +1,4 @@
-"""Model and tokenizer into the Hub's cache on this disk, so that a run after it problems them there.
+"""Model and tokenizer into the Hub's cache on this disk, so that a run after it finds them there.
 
 In: what a run is told of them. Out: the cache, filled, and where each was found. They are fetched by
 loading them as a run does: nothing that it needs is left out, and what it could not load is refused

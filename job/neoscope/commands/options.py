@@ -31,7 +31,7 @@ output_argument = click.argument("output", envvar="NEOSCOPE_OUTPUT")
 endpoint_option = option(
     "--endpoint-url",
     metavar="URL",
-    help="Where S3 is, for storage other than AWS.  [default: as boto3 problems it: "
+    help="Where S3 is, for storage other than AWS.  [default: as boto3 finds it: "
     "AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, the profile, AWS]",
 )
 

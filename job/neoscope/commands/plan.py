@@ -31,7 +31,7 @@ from neoscope.model.random_weights import published_config
 from neoscope.model.shapes import PUBLISHED_SHAPES
 from neoscope.pipeline.layer_writer import RING
 from neoscope.spec import LAYER, RunSpec
-from neoscope.statistics.cells import BINS
+from neoscope.statistics.length_cells import BINS
 from neoscope.statistics.neurons import BINS as NEURON_BINS
 from neoscope.statistics.neurons import POWERS
 

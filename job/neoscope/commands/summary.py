@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from neoscope.commands.opening import opening
+from neoscope.commands.how_to_open import opening
 from neoscope.commands.pull.selection import number_words
 from neoscope.format.manifest import text_name
 from neoscope.spec import LAYER

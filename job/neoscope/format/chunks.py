@@ -134,14 +134,14 @@ def combine(digests: list[str]) -> str:
 
 def summarize(values: npt.NDArray[Any]) -> Summary:
     """The summary of a chunk of any shape; extremes and sums are NaN where a value is not finite."""
-    from neoscope.statistics import kernels
+    from neoscope.statistics import length_kernels
 
     # Token ids and lengths are exact in float32: they are below 2^24.
     rows = np.ascontiguousarray(values.reshape(-1, values.shape[-1]), np.float32)
     columns = rows.shape[1]
     low, high = np.full(columns, np.inf, np.float32), np.full(columns, -np.inf, np.float32)
     total, squares = np.zeros(columns), np.zeros(columns)
-    kernels.summarize(rows, low, high, total, squares)
+    length_kernels.summarize(rows, low, high, total, squares)
     if not np.isfinite(squares).all():
         nan = math.nan
         return Summary(values.size, nan, nan, nan, nan, int((~np.isfinite(rows)).sum()))

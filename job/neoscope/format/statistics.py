@@ -23,8 +23,8 @@ from neoscope.format.layout import (
     STATISTICS_DIMENSIONS,
 )
 from neoscope.format.states import missing, read_state
-from neoscope.statistics import cells, neurons
-from neoscope.statistics.cells import BINS_PER_UNIT, HALF, Cells
+from neoscope.statistics import neurons
+from neoscope.statistics.length_cells import BINS_PER_UNIT, HALF, Cells
 from neoscope.statistics.neurons import Neurons
 from neoscope.storage.store import Store
 
@@ -106,7 +106,7 @@ def _by_length(
                 raise _miscounted(store, PARTITION_STATISTICS)
             yield part
 
-    merged = cells.merge(lengths, each())
+    merged = length_cells.merge(lengths, each())
     if merged["tokens"].sum(axis=0).tolist() != list(counts.values()):
         raise _miscounted(store, PARTITION_STATISTICS)
     edges = np.arange(-HALF, HALF + 1) / BINS_PER_UNIT

@@ -17,7 +17,7 @@ import re
 from collections.abc import Collection, Sequence
 from typing import get_args
 
-from neoscope.arguments import check_choice
+from neoscope.argument_checks import check_choice
 from neoscope.errors import InputError, UsageError
 from neoscope.spec import Side, check_pattern
 

@@ -20,7 +20,7 @@ OTHER_DRIVERS = ("/dev/kfd", "/dev/dxg")
 def check_device(device: str) -> None:
     """Raise InputError for `cuda` where torch can certainly find no GPU."""
     if device.startswith("cuda") and _no_gpu():
-        raise InputError(f"--device {device}: torch problems no GPU here; use --device cpu or auto")
+        raise InputError(f"--device {device}: torch finds no GPU here; use --device cpu or auto")
 
 
 def _no_gpu() -> bool:

@@ -23,7 +23,7 @@ import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-from neoscope.arguments import check_choice, check_layers
+from neoscope.argument_checks import check_choice, check_layers
 from neoscope.errors import InputError
 from neoscope.model import gpt_neo
 from neoscope.model.architectures import ARCHITECTURES, HookPoint, hook_point, numbers_of
@@ -219,7 +219,7 @@ def _checked(model: PreTrainedModel, token_ids: npt.ArrayLike) -> torch.Tensor:
         raise InputError(
             f"token ids must be integers [sequence, position], not {ids.dtype} {list(ids.shape)}"
         )
-    ids = ids.to(torch.int64)  # torch problems no extremes of uint16 and uint32
+    ids = ids.to(torch.int64)  # torch finds no extremes of uint16 and uint32
     config = model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None)  # None: there is no such limit
     if longest is not None and ids.shape[1] > longest:

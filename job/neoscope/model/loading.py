@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import logging
 
 from neoscope import hub
-from neoscope.arguments import check_choice, check_number
+from neoscope.argument_checks import check_choice, check_number
 from neoscope.errors import InputError
 from neoscope.hub import loading
 from neoscope.model import memory
@@ -85,7 +85,7 @@ def load_model(
 
 
 def gpu_count() -> int:
-    """The GPUs that torch problems here."""
+    """The GPUs that torch finds here."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
@@ -102,11 +102,11 @@ def pick_device(device: Any) -> torch.device:
     if word == "cpu" or (word == "auto" and not gpus):
         return torch.device("cpu")
     if not gpus:
-        raise InputError(f"--device {device}: torch problems no GPU here; use --device cpu or auto")
+        raise InputError(f"--device {device}: torch finds no GPU here; use --device cpu or auto")
     index = int(number or 0)
     if index >= gpus:
         raise InputError(
-            f"--device {device}: torch problems {gpus} here, from 0; give one of them with --device cuda:N"
+            f"--device {device}: torch finds {gpus} here, from 0; give one of them with --device cuda:N"
         )
     return torch.device("cuda", index)
 

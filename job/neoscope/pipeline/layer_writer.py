@@ -4,7 +4,7 @@ In: a layer from inside its hook. Out: its chunks in the store and a record of e
 know what computed the layer, nor what a batch or a run is.
 
 `RING` layers are in host memory at most, whatever the model, the batches or the speed of the store.
-A layer that problems every buffer in use waits, and the forward pass with it: nothing is dropped.
+A layer that finds every buffer in use waits, and the forward pass with it: nothing is dropped.
 """
 
 from __future__ import annotations

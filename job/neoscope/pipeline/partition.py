@@ -28,17 +28,17 @@ from neoscope.model import memory
 from neoscope.model.hooks import stream
 from neoscope.model.loading import gpu_count, pick_device
 from neoscope.pipeline import stored_batch
-from neoscope.pipeline.environment import (
-    describe_environment,
-    keep_memory_flat,
-    return_freed_memory,
-)
 from neoscope.pipeline.inputs import Inputs, of_partition, prepare
 from neoscope.pipeline.layer_writer import LayerWriter, put_array
 from neoscope.pipeline.partition_statistics import (
     PartitionStatistics,
     compile_kernels,
     make_statistics,
+)
+from neoscope.pipeline.provenance import (
+    describe_environment,
+    keep_memory_flat,
+    return_freed_memory,
 )
 from neoscope.pipeline.stored_batch import StoredBatch
 from neoscope.pipeline.worker import Rank, own_device

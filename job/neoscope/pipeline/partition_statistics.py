@@ -18,12 +18,12 @@ import torch
 
 from neoscope.format.layout import PARTITION_NEURONS, PARTITION_STATISTICS
 from neoscope.spec import LAYER, RunSpec
-from neoscope.statistics.accumulator import LengthStatistics
-from neoscope.statistics.cells import Cells
+from neoscope.statistics.length_accumulator import LengthStatistics
+from neoscope.statistics.length_cells import Cells
 from neoscope.statistics.neuron_accumulator import NeuronStatistics
 from neoscope.statistics.neurons import Neurons
 
-KERNELS = ("neoscope.statistics.kernels", "neoscope.statistics.neuron_kernels")
+KERNELS = ("neoscope.statistics.length_kernels", "neoscope.statistics.neuron_kernels")
 
 
 def compile_kernels() -> None:

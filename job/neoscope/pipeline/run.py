@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from neoscope.arguments import check_choice, check_flag, check_name, check_number
+from neoscope.argument_checks import check_choice, check_flag, check_name, check_number
 from neoscope.errors import InputError
 from neoscope.format.claim import check_destination
 from neoscope.format.layout import CLAIM

@@ -110,7 +110,7 @@ def own_device(device: str, local: Rank | None, gpus: int) -> str:
         return device
     if local.index >= gpus:
         raise InputError(
-            f"{local.read}: torch problems {gpus} here, from 0; give one of them with --device cuda:N, or "
+            f"{local.read}: torch finds {gpus} here, from 0; give one of them with --device cuda:N, or "
             "start no more processes than there are GPUs"
         )
     return f"cuda:{local.index}"

@@ -18,7 +18,7 @@ import xarray
 from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
-from neoscope.arguments import check_name
+from neoscope.argument_checks import check_name
 from neoscope.errors import CheckError, InputError, UsageError
 from neoscope.format import chunks as stored
 from neoscope.format import layout
@@ -49,7 +49,7 @@ def open_run(url: str, *, endpoint_url: str | None = None, chunks: Any = None) -
     A selection that `neoscope pull --layers ...` made is opened alike; its `sequence` and `neuron` are
     numbered as in the run.
 
-    `url` is `s3://bucket/prefix` or a folder; `endpoint_url` is found as boto3 problems it where
+    `url` is `s3://bucket/prefix` or a folder; `endpoint_url` is found as boto3 finds it where
     it is not given. `chunks` is that of `xarray.open_dataset`: None reads into numpy, `{}` gives dask
     arrays of the stored chunks. Raises InputError where there is no committed run and no whole
     selection, and for `chunks` of another kind, UsageError for `chunks` without dask.

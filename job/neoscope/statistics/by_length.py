@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from neoscope.arguments import check_flag, check_number
+from neoscope.argument_checks import check_flag, check_number
 from neoscope.errors import InputError, UsageError
-from neoscope.statistics.cells import BINS_PER_UNIT, HALF
+from neoscope.statistics.length_cells import BINS_PER_UNIT, HALF
 
 CELL = ("first_position", "length")
 GROUPS = ("shorter", "equal", "longer")

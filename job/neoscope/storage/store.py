@@ -30,7 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from neoscope.errors import InputError, UnavailableError, UsageError
 from neoscope.storage.connections import MOST
 from neoscope.storage.integrity import Body, Checksums, is_md5, same
-from neoscope.storage.requests import AlteredError, Requests
+from neoscope.storage.retries import AlteredError, Requests
 from neoscope.storage.s3 import open_bucket, sibling
 
 S = TypeVar("S")

@@ -109,7 +109,9 @@ def firing(layers: list[dict[str, Any]]) -> str:
         axes.set_xticks(_some(np.array([each["layer"] for each in layers])))
         axes.set_xlabel("layer")
         axes.set_ylabel("tokens at which it fires, %")
-        words = "How often each layer's neurons fire: the median, and the 5th to the 95th percentile"
+        words = (
+            "How often each layer's neurons fire: the median, and the 5th to the 95th percentile"
+        )
         return _svg(figure, words)
 
 

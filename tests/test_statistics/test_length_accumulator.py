@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from neoscope.errors import CheckError
-from neoscope.statistics.accumulator import LengthStatistics, accumulate_torch
-from neoscope.statistics.cells import BINS, HALF, Cells, merge
+from neoscope.statistics.length_accumulator import LengthStatistics, accumulate_torch
+from neoscope.statistics.length_cells import BINS, HALF, Cells, merge
 from support.by_numpy import EDGES, assert_as_numpy
 
 VOCABULARY = np.array([0, 1, 1, 2, 3, 5, 8, 64], np.uint16)  # lengths by token id; 0 is special

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from neoscope import spec
-from neoscope.arguments import check_number
+from neoscope.argument_checks import check_number
 from neoscope.errors import InputError
 from neoscope.spec import GPT_NEO_125M, Weights
 from neoscope.text import tokenizer

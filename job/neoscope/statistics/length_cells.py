@@ -1,7 +1,7 @@
 """What is known of activations by token length: sums and histograms that merge.
 
 In: arrays. Out: one partition's state as bytes and back, and the merged arrays of a whole run. It does
-not know how the values were computed or added up; see `statistics`.
+not know how the values were computed or added up; see `length_accumulator`.
 
 A cell is a token length in characters, and whether the token stands first in its sequence (first
 positions are outliers in many models, and a reader must be able to leave them out). The groups

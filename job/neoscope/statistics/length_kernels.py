@@ -11,7 +11,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from neoscope.statistics.cells import BINS_PER_UNIT, HALF
+from neoscope.statistics.length_cells import BINS_PER_UNIT, HALF
 
 
 @numba.njit(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from neoscope.errors import CheckError
-from neoscope.statistics.cells import BINS, BINS_PER_UNIT, HALF, Cells
+from neoscope.statistics.length_cells import BINS, BINS_PER_UNIT, HALF, Cells
 
 
 class LengthStatistics:
@@ -135,6 +135,6 @@ def _accumulate_numba(
     *state: torch.Tensor,
 ) -> None:
     """The same in one pass over the values, in the order of the tokens."""
-    from neoscope.statistics.kernels import accumulate
+    from neoscope.statistics.length_kernels import accumulate
 
     accumulate(rows.contiguous().numpy(), tokens, cells, *(values.numpy() for values in state))
