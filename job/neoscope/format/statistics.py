@@ -23,7 +23,7 @@ from neoscope.format.layout import (
     STATISTICS_DIMENSIONS,
 )
 from neoscope.format.states import missing, read_state
-from neoscope.statistics import neurons
+from neoscope.statistics import length_cells, neurons
 from neoscope.statistics.length_cells import BINS_PER_UNIT, HALF, Cells
 from neoscope.statistics.neurons import Neurons
 from neoscope.storage.store import Store

@@ -53,8 +53,9 @@ class Checksums:
 
         Raises obstore's exceptions; see `refused`.
         """
-        named = content_type and isinstance(self._plain, S3Store)  # a folder has no such thing
-        attributes: Attributes | None = {"Content-Type": content_type} if named else None
+        attributes: Attributes | None = None
+        if content_type and isinstance(self._plain, S3Store):  # a folder has no such thing
+            attributes = {"Content-Type": content_type}
         if self._checks is None and len(body):
             with self._asking:
                 if self._checks is None and (tag := self._ask(key, body, mode, attributes)):

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import functools
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar
+from typing import Any
 
 from neoscope.errors import InputError
 
 
 class _Files(SimpleHTTPRequestHandler):
     # By themselves these depend on the system, and a browser runs no script of another type.
-    extensions_map: ClassVar[dict[str, str]] = {
+    extensions_map = {  # noqa: RUF012
         **SimpleHTTPRequestHandler.extensions_map,
         ".js": "text/javascript",
         ".css": "text/css",
