@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neoscope import contexts, open_run
+from neoscope import by_neuron, contexts, open_run, open_statistics
 from neoscope.errors import InputError, UsageError
 from neoscope.reading.passages import Passage
 from support.command import invoke
@@ -52,14 +52,15 @@ def spelled(passage: Passage) -> str:
 def test_a_passage_is_of_the_document_that_has_its_text(
     more: tuple[str, ...], small_model: Path, tmp_path: Path
 ) -> None:
-    """Two documents that share no character, cut by batches; 70 of them, so that records are of many."""
+    """Documents of one letter each, cut by batches; of 70 of them, where a record is of 64."""
     text = tmp_path / "text.jsonl"
     rows = [{"id": f"d{n}", "text": "abcdefghij"[n % 10] * (300 + n)} for n in range(120)]
     text.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    batches = 70 if "--no-arrays" in more else 4
     url = make(
-        tmp_path / "run", small_model, *more, dataset=None, text=text, batches=70, sequences=4
+        tmp_path / "run", small_model, *more, dataset=None, text=text, batches=batches, sequences=4
     )
-    for passage in contexts(url, 2, 3, count=30, before=0, after=0):
+    for passage in contexts(url, 2, 3, count=16, before=0, after=0):
         if passage.tokens[0] != "<|endoftext|>":
             assert passage.document is not None
             letter = "abcdefghij"[int(passage.document[1:]) % 10]
@@ -74,5 +75,7 @@ def test_what_there_is_not_is_said(partitioned: str) -> None:
         contexts(partitioned, 0, 64)
     with pytest.raises(UsageError, match="count can't be 33"):
         contexts(partitioned, 0, 0, count=33)
-    with pytest.raises(UsageError, match="before=-1"):
+    with pytest.raises(InputError, match="before=-1: give 0 or more"):
         contexts(partitioned, 0, 0, before=-1)
+    with pytest.raises(InputError, match="the dataset of neoscope.open_neurons is needed"):
+        by_neuron.firing(open_statistics(partitioned))

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from neoscope.errors import CheckError, InputError, UsageError
+from neoscope.argument_checks import check_flag, check_number
+from neoscope.errors import CheckError, InputError
 from neoscope.format.layout import TOKEN_IDS
 from neoscope.format.records import read_claim
 from neoscope.reading.dataset import open_arrays, open_neurons_of, open_store_of, vocabulary
@@ -67,11 +68,12 @@ def contexts(
     Raises InputError where the run is not committed or has no such neuron, UsageError for more than the
     run keeps (`--contexts`).
     """
+    count, lowest = check_number("count", count, 1), check_flag("lowest", lowest)
+    layer, neuron = check_number("layer", layer), check_number("neuron", neuron)
     store = open_store_of(url, endpoint_url)
     neurons = select_neuron(store, layer, neuron)
     found = by_neuron.contexts(neurons, count=count, lowest=lowest, first_positions=first_positions)
-    cut = PassageReader(store, before=before, after=after)
-    return cut.read(layer, neuron, found)
+    return PassageReader(store, before=before, after=after).read(layer, neuron, found)
 
 
 def select_neuron(store: Store, layer: int, neuron: int) -> xr.Dataset:
@@ -92,9 +94,8 @@ class PassageReader:
     """Reads the passages around tokens of one run; what they share is read once."""
 
     def __init__(self, store: Store, *, before: int = BEFORE, after: int = AFTER) -> None:
-        if before < 0 or after < 0:
-            raise UsageError(f"before={before} and after={after} must be 0 or more")
-        self.before, self.after = before, after
+        self.before = check_number("before", before, 0)
+        self.after = check_number("after", after, 0)
         manifest, claim = committed(store), read_claim(store)
         if claim is None:
             raise CheckError(f"{store.url} was deleted while it was read")
