@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from neoscope import by_neuron, contexts, open_neurons, open_statistics
+from neoscope.commands.neuron_screen import printable
 from neoscope.statistics import by_length
 from support.command import invoke
 
@@ -164,7 +165,7 @@ def test_it_tells_of_each_neuron(reported: tuple[Path, Page]) -> None:
     assert f"\n{layer}{neuron}{heaviest:.1f}" in page.words
     lowest = bool(by_neuron.moments(neurons)["skewness"][layer, neuron] < 0)
     (passage,) = contexts(str(url), int(layer), int(neuron), 1, before=8, after=3, lowest=lowest)
-    assert f"{passage.value:+.2f}" + "".join(passage.tokens) in page.words
+    assert f"{passage.value:+.2f}" + "".join(map(printable, passage.tokens)) in page.words
 
 
 def test_a_run_without_statistics_by_neuron_has_a_report_too(

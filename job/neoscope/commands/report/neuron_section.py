@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from neoscope.commands.neuron_screen import printable
 from neoscope.reading.dataset import open_neurons_of
 from neoscope.reading.passages import PassageReader
 from neoscope.statistics import by_neuron
@@ -54,10 +55,8 @@ def _heaviest(store: Store, neurons: xr.Dataset, moments: xr.Dataset) -> list[di
             lowest = bool(moments["skewness"][layer, neuron] < 0)
             best = by_neuron.contexts(one, count=1, lowest=lowest).isel(context=0)
             token = int(best.token)
-            tokens, peak = (
-                reader.row(token),
-                token % reader.positions - reader.window(token)[1].start,
-            )
+            tokens = [printable(text) for text in reader.row(token)]
+            peak = token % reader.positions - reader.window(token)[1].start
             found.append(
                 {
                     "layer": int(one.layer),
