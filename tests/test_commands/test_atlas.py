@@ -89,7 +89,7 @@ def test_a_destination_is_its_own_or_empty(url: str, atlas: Path, tmp_path: Path
     done = invoke("atlas", url, tmp_path / "new", "--layers", "1,7")
     assert done.code == 2
     assert "the run has no layer 7" in done.err
-    assert not (tmp_path / "new").exists()
+    assert not list((tmp_path / "new").rglob("*.*"))
 
 
 def test_without_arrays_passages_have_no_shades(small_model: Path, tmp_path: Path) -> None:

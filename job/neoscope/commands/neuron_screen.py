@@ -50,13 +50,13 @@ def _facts(found: dict[str, Any]) -> list[str]:
     for name, words in NAMES.items():
         value, rank = found["facts"][name], found["ranks"][name]
         shown = "none" if value is None else f"{value:.1%}" if name == "firing" else f"{value:.3g}"
-        more = "" if rank is None else f"more than {rank:.0%}"
-        cells.append(f"{words:<{LABEL}}{shown:>8}  {more:<16}")
+        more = "" if rank is None else f"above {rank:.0%}"
+        cells.append(f"{words:<{LABEL}}{shown:>8}  {more:<12}")
     half = len(cells) // 2
     rows = [
         f"{one}  {other}".rstrip() for one, other in zip(cells[:half], cells[half:], strict=True)
     ]
-    return [*rows, f"(more than that share of its layer's {found['neurons']:,} neurons)"]
+    return [*rows, f"(above that share of its layer's {found['neurons']:,} neurons)"]
 
 
 def _histogram(histogram: dict[str, Any], width: int) -> list[str]:

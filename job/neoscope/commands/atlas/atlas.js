@@ -5,7 +5,7 @@ const COLUMNS = [
   ["neuron", "neuron", "number in its layer"],
   ["firing", "fires", "share of tokens at which it is above 0"],
   ["mean", "mean", "mean value", "wide"],
-  ["std", "std", "standard deviation"],
+  ["std", "std", "standard deviation", "wide"],
   ["skewness", "skew", "skewness", "wide"],
   ["kurtosis", "kurtosis", "excess kurtosis: 0 for a normal distribution"],
   ["max", "max", "greatest value", "wide"],
@@ -166,7 +166,7 @@ function more(table, upTo = drawn + ROWS) {
       if (name === "neuron") return make("td", {}, make("a", { href: address(shown.layer, n) }, String(n)));
       if (name !== "passage") return make("td", { class: wide }, format(name, table[name][n]));
       const [before, peak, after] = table.passage[n].map(visible);
-      return make("td", { class: "text" }, [before, make("mark", {}, peak), after]);
+      return make("td", { class: "text" }, [make("span", { class: "wide" }, before.trimStart()), make("mark", {}, peak), after]);
     }))));
   drawn = Math.max(drawn, Math.min(upTo, order.length));
 }
@@ -192,7 +192,7 @@ function showNeuron(table, block, want) {
     const value = table[name][want.neuron], all = table[name].filter((each) => each !== null);
     const rank = value === null ? null : all.filter((each) => each < value).length / all.length;
     return make("div", {}, [make("dt", {}, words), make("dd", {}, [format(name, value),
-      make("small", {}, rank === null ? "not known" : `more than ${(100 * rank).toFixed(0)} % of its layer`)])]);
+      make("small", {}, rank === null ? "not known" : `above ${(100 * rank).toFixed(0)} % of layer`)])]);
   }));
   const figures = [make("figure", {}, [make("h2", {}, "Values"), histogram(page.histogram)])];
   if (page.by_length) figures.push(make("figure", {}, [make("h2", {}, "Mean by token length"), byLength(page.by_length)]));
@@ -200,7 +200,7 @@ function showNeuron(table, block, want) {
     make("div", { class: "pager" }, [
       make("h2", {}, `layer ${want.layer}, neuron ${want.neuron}`),
       make("a", { href: address(want.layer) }, "table"),
-      ...(want.neuron ? [make("a", { href: address(want.layer, want.neuron - 1) }, "← before")] : []),
+      ...(want.neuron ? [make("a", { href: address(want.layer, want.neuron - 1) }, "← previous")] : []),
       ...(want.neuron + 1 < run.neurons ? [make("a", { href: address(want.layer, want.neuron + 1) }, "next →")] : []),
     ]),
     facts, make("div", { class: "pair" }, figures),
@@ -225,9 +225,9 @@ function passages(found, block) {
         class: at === passage.peak ? "peak" : null, title: at === passage.peak ? String(passage.value) : value },
       visible(block.tokens[token]));
     });
-    const document_ = block.documents[passage.document];
-    return make("li", {}, [make("b", {}, number(passage.value, 4)), make("div", { class: "tokens" }, tokens),
-      make("small", {}, `sequence ${passage.sequence}, position ${passage.position}` + (document_ ? `, ${document_}` : ""))]);
+    const source = block.documents[passage.document];
+    return make("li", {}, [make("b", {}, passage.value.toPrecision(4).replace("-", "−")), make("div", { class: "tokens" }, tokens),
+      make("small", {}, `sequence ${passage.sequence}, position ${passage.position}` + (source ? `, document ${source}` : ""))]);
   }));
 }
 
@@ -318,7 +318,7 @@ async function begin() {
     return;
   }
   document.querySelector("h1 a").textContent = `${run.model}: ${(run.layers.length * run.neurons).toLocaleString("en")} neurons`;
-  document.getElementById("run").append(`${run.hook}, at ${run.tokens.toLocaleString("en")} tokens of ${run.text}. `,
+  document.getElementById("run").append(`Each value is ${run.hook}, at ${run.tokens.toLocaleString("en")} tokens of ${run.text}. `,
     ...(run.weights === "random" ? [make("span", { class: "alarm" }, "The weights are RANDOM: this says nothing about the published model.")] : []));
   document.getElementById("layers").append(...run.layers.map((layer) =>
     make("a", { href: address(layer), "data-layer": layer }, `layer ${layer}`)));
