@@ -183,6 +183,7 @@ def test_the_table_sorts_and_filters(page: Any, atlas: Path) -> None:
 
 
 def test_keys_lead_to_a_neuron_and_back(page: Any) -> None:
+    page.click("thead th[data-name=std] button")
     order = [int(each) for each in numbers(page, 1)]
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
@@ -194,6 +195,7 @@ def test_keys_lead_to_a_neuron_and_back(page: Any) -> None:
     page.keyboard.press("Escape")
     page.wait_for_selector("tbody tr.chosen")
     assert page.locator("tr.chosen").get_attribute("data-neuron") == str(order[2])
+    assert [int(each) for each in numbers(page, 1)] == order
     page.keyboard.press("ArrowRight")
     page.wait_for_selector("nav a[data-layer='1'][aria-current]")
 

@@ -25,6 +25,7 @@ const ROWS = 150; // added to the table at a time
 const main = document.getElementById("main");
 const fetched = new Map();
 let run, shown = {}, order = [], drawn = 0, chosen = 0;
+let tableLeft = ""; // the address of the table that was last shown, with its order and filter
 
 function get(path) {
   if (!fetched.has(path)) {
@@ -56,8 +57,8 @@ const format = (name, value) => name === "firing" ? percent(value) : number(valu
 const address = (layer, neuron) => neuron === undefined ? `#/layer/${layer}` : `#/layer/${layer}/neuron/${neuron}`;
 
 // What the hash asks for: #/layer/3?sort=-std&find=the&kind=dead or #/layer/3/neuron/17
-function asked() {
-  const [path, query] = location.hash.replace(/^#/, "").split("?");
+function asked(hash = location.hash) {
+  const [path, query] = hash.replace(/^#/, "").split("?");
   const found = path.match(/^\/layer\/(\d+)(?:\/neuron\/(\d+))?$/);
   const options = new URLSearchParams(query);
   const layer = found ? Number(found[1]) : run.layers[0];
@@ -81,6 +82,7 @@ async function show() {
     if (want.neuron === null && !again) chosen = order.length && shown.layer === want.layer ? chosen : 0;
     const before = shown;
     shown = want;
+    if (!block) tableLeft = location.hash;
     if (block) showNeuron(table, block, want);
     else if (again && document.querySelector("tbody")) fill(table, want);
     else showTable(table, want, before);
@@ -88,6 +90,11 @@ async function show() {
     main.replaceChildren(make("p", { class: "alarm" }, `${error.message}. A page opened from a file can fetch `
       + "nothing: serve the folder, with neoscope atlas --serve or any web server."));
   }
+}
+
+// The table of the layer that is shown, as it was left.
+function back() {
+  return tableLeft && asked(tableLeft).layer === shown.layer ? tableLeft : address(shown.layer);
 }
 
 function change(options) {
@@ -199,7 +206,7 @@ function showNeuron(table, block, want) {
   main.replaceChildren(
     make("div", { class: "pager" }, [
       make("h2", {}, `layer ${want.layer}, neuron ${want.neuron}`),
-      make("a", { href: address(want.layer) }, "table"),
+      make("a", { href: back() }, "table"),
       ...(want.neuron ? [make("a", { href: address(want.layer, want.neuron - 1) }, "← previous")] : []),
       ...(want.neuron + 1 < run.neurons ? [make("a", { href: address(want.layer, want.neuron + 1) }, "next →")] : []),
     ]),
@@ -283,7 +290,7 @@ document.addEventListener("keydown", (event) => {
   const find = document.querySelector("input"), typing = event.target === find;
   const inTable = shown.neuron === null;
   const keys = {
-    Escape: () => { if (typing) find.blur(); else if (!inTable) history.length > 1 ? location.hash = address(shown.layer) : 0; },
+    Escape: () => { if (typing) find.blur(); else if (!inTable) location.hash = back(); },
     ArrowDown: () => inTable && choose(chosen + 1), ArrowUp: () => inTable && choose(chosen - 1),
     ...(typing ? {} : {
       "/": () => find?.focus(), j: () => inTable && choose(chosen + 1), k: () => inTable && choose(chosen - 1),
