@@ -25,6 +25,9 @@ FINEWEB = "HuggingFaceFW/fineweb"
 FINEWEB_CONFIG = "sample-10BT"
 MAX_LAYERS = 10_000
 CONTEXTS = 32  # highest and lowest values that are kept of each neuron
+MAX_COUNTED = (
+    2**32 - 1
+)  # tokens of a partition, of which 32 bits count those at which a neuron fires
 SAMPLE = "sample"  # --dataset sample: the text packaged with neoscope
 # The models whose shapes are packaged: with random weights they need no Hub.
 GPT_NEO_MODELS = (GPT_NEO_125M, "EleutherAI/gpt-neo-1.3B", "EleutherAI/gpt-neo-2.7B")
@@ -90,6 +93,12 @@ class RunSpec:
         if not (self.arrays or self.statistics or self.neurons):
             raise UsageError(
                 "--no-arrays, --no-statistics and --no-neurons leave nothing to store: drop one"
+            )
+        if self.neurons and self.batches * self.tokens_per_batch > MAX_COUNTED:
+            raise UsageError(
+                f"a partition of {self.batches * self.tokens_per_batch:,} tokens has more than "
+                f"{MAX_COUNTED:,}, to which the statistics by neuron count: give more --partitions, or "
+                "--no-neurons"
             )
         if self.bos and self.positions == 1:
             raise UsageError("--bos takes the first of --positions 1: give 2 or more positions")
