@@ -106,7 +106,7 @@ def test_the_manifest_says_what_it_was_made_of(run: Run, small_model: Path) -> N
         key for key in listing(run.url) if key.startswith("records/")
     }
     groups = [manifest[name]["objects"].keys() for name in ("statistics", "neurons")]
-    assert manifest["zarr"].keys().union(*groups) == {
+    assert {*manifest["zarr"]}.union(*groups) == {
         key
         for key in listing(run.url)
         if key.endswith("zarr.json") or key.startswith(("statistics.zarr", "neurons.zarr"))

@@ -291,9 +291,9 @@ document.addEventListener("keydown", (event) => {
   const inTable = shown.neuron === null;
   const keys = {
     Escape: () => { if (typing) find.blur(); else if (!inTable) location.hash = back(); },
-    ArrowDown: () => inTable && choose(chosen + 1), ArrowUp: () => inTable && choose(chosen - 1),
+    ArrowDown: () => inTable && move(1), ArrowUp: () => inTable && move(-1),
     ...(typing ? {} : {
-      "/": () => find?.focus(), j: () => inTable && choose(chosen + 1), k: () => inTable && choose(chosen - 1),
+      "/": () => find?.focus(), j: () => inTable && move(1), k: () => inTable && move(-1),
       Enter: () => inTable && !event.target.closest("a, button, select") && open(),
       ArrowLeft: () => step(-1), ArrowRight: () => step(1),
     }),
@@ -304,6 +304,12 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   keys[event.key]();
 });
+
+// To another row. Enter then opens it, and is no longer for a button that was pressed before.
+function move(by) {
+  if (!document.activeElement.matches("input")) document.activeElement.blur();
+  choose(chosen + by);
+}
 
 // To the next neuron, or from a table to the next layer.
 function step(by) {
