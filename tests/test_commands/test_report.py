@@ -160,7 +160,7 @@ def test_it_tells_of_each_neuron(reported: tuple[Path, Page]) -> None:
     neurons = open_neurons(str(url))
     kurtosis = by_neuron.moments(neurons)["kurtosis"]
     heaviest = float(kurtosis.max())
-    layer, neuron = np.unravel_index(int(kurtosis.argmax()), kurtosis.shape)
+    layer, neuron = np.unravel_index(int(kurtosis.values.argmax()), kurtosis.shape)
     assert "What each neuron does" in page.words
     assert f"\n{layer}{neuron}{heaviest:.1f}" in page.words
     lowest = bool(by_neuron.moments(neurons)["skewness"][layer, neuron] < 0)
