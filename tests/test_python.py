@@ -259,7 +259,7 @@ def test_pull_ends_with_the_lines_that_open_what_it_made(
         np.testing.assert_array_equal(names["MLP_0"], open_run(partitioned).MLP_0)
     else:
         np.testing.assert_array_equal(names["run"].MLP_1, open_run(partitioned).MLP_1)
-    assert ("statistics" in names) == (not words)
+    assert ("statistics" in names) == ("neurons" in names) == (not words)
 
 
 def test_it_says_that_a_part_of_a_character_counts_one(partitioned: str) -> None:

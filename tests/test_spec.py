@@ -342,3 +342,9 @@ def test_nothing_heavy_is_imported_for_the_help() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_more_tokens_than_are_counted_are_refused_before_anything_is_done() -> None:
+    with pytest.raises(UsageError, match="4,295,032,832 tokens has more than 4,294,967,295"):
+        RunSpec(batches=524_296)
+    RunSpec(batches=524_296, neurons=False)

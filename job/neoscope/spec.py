@@ -24,6 +24,10 @@ FINEWEB = "HuggingFaceFW/fineweb"
 # FineWeb's own 10-billion-token sample: its default configuration lists over 20,000 files at every start.
 FINEWEB_CONFIG = "sample-10BT"
 MAX_LAYERS = 10_000
+CONTEXTS = 32  # highest and lowest values that are kept of each neuron
+MAX_COUNTED = (
+    2**32 - 1
+)  # tokens of a partition, of which 32 bits count those at which a neuron fires
 SAMPLE = "sample"  # --dataset sample: the text packaged with neoscope
 # The models whose shapes are packaged: with random weights they need no Hub.
 GPT_NEO_MODELS = (GPT_NEO_125M, "EleutherAI/gpt-neo-1.3B", "EleutherAI/gpt-neo-2.7B")
@@ -77,15 +81,25 @@ class RunSpec:
     compression: Literal["none", "lz4"] = "none"
     arrays: bool = True
     statistics: bool = True
+    neurons: bool = True
+    contexts: int = CONTEXTS
 
     def __post_init__(self) -> None:
         if self.seed is not None and self.seed < 0:
             raise UsageError(f"--seed is {self.seed}: give 0 or more")
-        for name in ("partitions", "batches", "sequences", "positions"):
+        for name in ("partitions", "batches", "sequences", "positions", "contexts"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name} is {getattr(self, name)}: give 1 or more")
-        if not (self.arrays or self.statistics):
-            raise UsageError("--no-arrays and --no-statistics leave nothing to store: drop one")
+        if not (self.arrays or self.statistics or self.neurons):
+            raise UsageError(
+                "--no-arrays, --no-statistics and --no-neurons leave nothing to store: drop one"
+            )
+        if self.neurons and self.batches * self.tokens_per_batch > MAX_COUNTED:
+            raise UsageError(
+                f"a partition of {self.batches * self.tokens_per_batch:,} tokens has more than "
+                f"{MAX_COUNTED:,}, to which the statistics by neuron count: give more --partitions, or "
+                "--no-neurons"
+            )
         if self.bos and self.positions == 1:
             raise UsageError("--bos takes the first of --positions 1: give 2 or more positions")
         if self.pass_sequences < 1 or self.sequences % self.pass_sequences:
@@ -166,6 +180,8 @@ def make_spec(**options: Any) -> RunSpec:
         given.setdefault("hook_side", "output")
     elif "hook_side" in given:
         raise UsageError(f"--hook-side {given['hook_side']} goes with --hook only: drop it")
+    if "contexts" in given and given.get("neurons") is False:
+        raise UsageError(f"--contexts {given['contexts']} and --no-neurons do not fit: drop one")
     if "layers" in given:
         given["layers"] = _layers(given["layers"])
     return RunSpec(**given)

@@ -22,7 +22,7 @@ from neoscope.format import layout, records
 from neoscope.format.arrays import array_schemas, schemas_of
 from neoscope.format.claim import put_claim
 from neoscope.format.layout import TOKEN_IDS, TOKEN_LENGTH
-from neoscope.format.statistics import put_cells
+from neoscope.format.states import put_states
 from neoscope.pipeline import stored_batch
 from neoscope.pipeline.commit import commit
 from neoscope.pipeline.layer_writer import put_array
@@ -104,7 +104,8 @@ def make(store: Store, partitions: int, batches: int) -> dict[str, object]:
                 "timings": {},
             }
             if count == batches:
-                content["statistics"] = put_cells(store, partition, count, cells(batches), key)
+                states = {"statistics": cells(batches).dump()}
+                content |= put_states(store, partition, count, states, key)
             else:  # superseded: only its name is left
                 content["statistics"] = {"key": "gone", "size": 1, "digest": "0" * 32}
             records.put_record(store, claim, partition, count, content)

@@ -174,6 +174,7 @@ def rates(folder: Path, endpoint: str, batches: int, rounds: int) -> None:
             "batches": batches,
             "sequences": SEQUENCES,
             "statistics": False,
+            "neurons": False,
         }
         job(url, endpoint, [text], **options)
         seconds = time.perf_counter() - device.began

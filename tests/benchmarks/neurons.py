@@ -22,6 +22,7 @@ from measure import in_turn, table
 
 from neoscope import load_model
 from neoscope.model.hooks import stream
+from neoscope.spec import CONTEXTS
 from neoscope.statistics import neuron_accumulator
 from neoscope.statistics.length_accumulator import LengthStatistics
 from neoscope.statistics.neuron_accumulator import NeuronStatistics
@@ -40,7 +41,9 @@ def by_length(layers: int) -> LengthStatistics:
 
 def by_neuron(layers: int) -> NeuronStatistics:
     names = [f"MLP_{layer}" for layer in range(layers)]
-    return NeuronStatistics(layers=names, neurons=NEURONS, tokens=10**9, device=torch.device("cpu"))
+    return NeuronStatistics(
+        layers=names, neurons=NEURONS, tokens=10**9, device=torch.device("cpu"), contexts=CONTEXTS
+    )
 
 
 def layer_rows() -> dict[str, Callable[[], object]]:
@@ -117,7 +120,7 @@ def state_costs(state: NeuronStatistics) -> None:
     dumped = time.perf_counter()
     loaded = Neurons.load(body)
     read = time.perf_counter()
-    merge([loaded, loaded], 32)
+    merge([loaded, loaded], CONTEXTS)
     merged = time.perf_counter()
     print(f"dumped after {int(neurons.tokens.sum()):,} tokens: {len(body):,} bytes")
     print(

@@ -31,6 +31,7 @@ SHAPES = [
     {"sequences": 1, "positions": 1},
     {"arrays": False, "batches": 67},
     {"statistics": False},
+    {"neurons": False},
     {"layers": "1", "sequences_per_pass": 2},
     {"sequences": 12, "positions": 64},
 ]
@@ -46,7 +47,9 @@ def run(url: str, spec: RunSpec, *more: str, text: Path | None = None) -> None:
     shape = ("model", "partitions", "batches", "sequences", "positions")
     names = (*shape, "store_dtype", "compression")
     words = [w for name in names for w in (f"--{name.replace('_', '-')}", getattr(spec, name))]
-    words += [f"--no-{name}" for name in ("arrays", "statistics") if not getattr(spec, name)]
+    words += [
+        f"--no-{name}" for name in ("arrays", "statistics", "neurons") if not getattr(spec, name)
+    ]
     words += ["--layers", ",".join(map(str, spec.layers))] if spec.layers else []
     words += ["--sequences-per-pass", spec.pass_sequences]
     files = [word for file in sorted(text.iterdir()) for word in ("--text", file)] if text else []
@@ -94,6 +97,8 @@ def what(key: str) -> str:
     named = {
         "statistics.zarr": "statistics.zarr",
         "statistics": "statistics of each partition",
+        "neurons.zarr": "neurons.zarr",
+        "neurons": "neurons of each partition",
         "records": "records",
     }
     if folder != "activations.zarr":
@@ -105,7 +110,12 @@ def what(key: str) -> str:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"partitions": 2, "batches": 2}, {"arrays": False, "batches": 67}, {"statistics": False}],
+    [
+        {},
+        {"partitions": 2, "batches": 2},
+        {"arrays": False, "batches": 67},
+        {"statistics": False, "neurons": False},
+    ],
     ids=str,
 )
 def test_requests_are_those_that_the_store_gets(

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neoscope import open_statistics
+from neoscope import by_neuron, contexts, open_neurons, open_statistics
+from neoscope.commands.neuron_screen import printable
 from neoscope.statistics import by_length
 from support.command import invoke
 
@@ -159,3 +160,25 @@ def test_a_run_without_statistics_has_no_report(small_model: Path, tmp_path: Pat
     done = invoke("report", url)
     assert done.code == 3
     assert "is not whole" in done.err
+
+
+def test_it_tells_of_each_neuron(reported: tuple[Path, Page]) -> None:
+    url, page = reported
+    neurons = open_neurons(str(url))
+    kurtosis = by_neuron.moments(neurons)["kurtosis"]
+    heaviest = float(kurtosis.max())
+    layer, neuron = np.unravel_index(int(kurtosis.values.argmax()), kurtosis.shape)
+    assert "What each neuron does" in page.words
+    assert f"\n{layer}{neuron}{heaviest:.1f}" in page.words
+    lowest = bool(by_neuron.moments(neurons)["skewness"][layer, neuron] < 0)
+    (passage,) = contexts(str(url), int(layer), int(neuron), 1, before=8, after=3, lowest=lowest)
+    assert f"{passage.value:+.2f}" + "".join(map(printable, passage.tokens)) in page.words
+
+
+def test_a_run_without_statistics_by_neuron_has_a_report_too(
+    small_model: Path, tmp_path: Path
+) -> None:
+    given = ["--model", small_model, "--dataset", "sample", "--sequences", 8, "--positions", 24]
+    assert invoke("run", tmp_path / "run", *given, "--no-neurons").code == 0
+    assert invoke("report", tmp_path / "run").code == 0
+    assert "What each neuron does" not in (tmp_path / "run" / "report.html").read_text("utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,7 @@ import zarr
 
 from neoscope import open_run, open_statistics
 from neoscope.errors import CheckError, InputError
-from neoscope.format import layout, records, sealed_json
-from neoscope.format import statistics as stored_statistics
+from neoscope.format import layout, records, sealed_json, states
 from neoscope.statistics.length_cells import Cells, merge
 from neoscope.storage.store import Store, open_store
 from support.by_numpy import assert_as_numpy
@@ -83,11 +83,12 @@ def test_a_run_without_arrays_goes_on_after_its_last_record(
     whole = (url / "manifest.json").read_bytes()
     (url / "manifest.json").unlink()
     (url / "records" / "00000-00000070.json").unlink()
-    # What was there when the first record was: its cells, made by a run of so many batches.
+    # What was there when the first record was: its states, made by a run of so many batches.
     make(str(tmp_path / "64"), small_model, batches=64, no_arrays=True)
-    cells = "statistics/00000-00000064.safetensors"
-    (url / cells).write_bytes((tmp_path / "64" / cells).read_bytes())
-    (url / "statistics" / "00000-00000070.safetensors").unlink()
+    before = [f"{name}/00000-00000064.safetensors" for name in ("statistics", "neurons")]
+    for key in before:
+        (url / key).write_bytes((tmp_path / "64" / key).read_bytes())
+        (url / key.replace("64", "70")).unlink()
     done = invoke("run", url, *arguments(small_model, batches=70, no_arrays=True))
     assert done.code == 0, done.err
     assert "going on after batch 64 of 70" in done.err
@@ -98,23 +99,25 @@ def test_a_run_without_arrays_goes_on_after_its_last_record(
         ]
         == digest
     )
-    assert not (url / cells).exists()
+    assert not any((url / key).exists() for key in before)
 
 
 def test_without_statistics_there_are_none(small_model: Path, tmp_path: Path) -> None:
     url = str(tmp_path / "run")
-    make(url, small_model, no_statistics=True)
-    assert not [item.key for item in open_store(url).objects() if "statistics" in item.key]
+    make(url, small_model, no_statistics=True, no_neurons=True)
+    assert not [
+        item.key for item in open_store(url).objects() if re.match("statistics|neurons", item.key)
+    ]
     assert invoke("verify", url).code == 0
     with pytest.raises(InputError, match="has no statistics"):
         open_statistics(url)
 
 
 def test_a_run_that_keeps_nothing_is_refused(small_model: Path, tmp_path: Path) -> None:
-    given = arguments(small_model, no_arrays=True, no_statistics=True)
+    given = arguments(small_model, no_arrays=True, no_statistics=True, no_neurons=True)
     done = invoke("run", tmp_path / "run", *given)
     assert done.code == 2
-    assert "--no-arrays and --no-statistics leave nothing to store" in done.err
+    assert "--no-arrays, --no-statistics and --no-neurons leave nothing to store" in done.err
 
 
 def test_other_readers_see_it(place: str, small_model: Path) -> None:
@@ -160,14 +163,14 @@ def test_cells_that_another_worker_deleted_meanwhile_are_read_from_the_next_reco
     last = records.read_record(store, claim, 0, 2)
     before = records.read_record(store, claim, 0, 1)
     answers = iter([before, last])
-    monkeypatch.setattr(stored_statistics, "last_record", lambda *_: next(answers))
-    record, cells = stored_statistics.last_state(store, claim, 0)
+    monkeypatch.setattr(states, "last_record", lambda *_: next(answers))
+    record, found = states.last_state(store, claim, 0)
     assert record == last
-    assert cells is not None
+    assert found.keys() == {"statistics", "neurons"}
 
-    monkeypatch.setattr(stored_statistics, "last_record", lambda *_: before)
+    monkeypatch.setattr(states, "last_record", lambda *_: before)
     with pytest.raises(CheckError, match=r"00000-00000001.safetensors is missing"):
-        stored_statistics.last_state(store, claim, 0)
+        states.last_state(store, claim, 0)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +200,9 @@ def test_verify_finds_statistics_that_are_sound_but_of_other_values(
     store = Store(str(url), open_store(str(url)).backend)
     claim = records.read_claim(store)
     assert claim is not None
-    cells = stored_statistics.read_cells(store, records.read_record(store, claim, 0, 1))
+    cells = Cells.load(
+        states.read_state(store, records.read_record(store, claim, 0, 1), "statistics")
+    )
     cells.total[0, 0, 0] += 1
     counts = dict(zip(*np.unique(open_run(str(url)).token_length, return_counts=True), strict=True))
     forged = merge(np.array([k for k in sorted(counts) if k], np.uint16), [cells])
@@ -232,9 +237,9 @@ def test_a_worker_that_is_behind_leaves_nothing_that_was_superseded(
     store, key = open_store(str(tmp_path / "run")), "statistics/00000-00000001.safetensors"
     cells = Cells.load((tmp_path / "one" / key).read_bytes())
     record = layout.record_key(0, 1)
-    entry = stored_statistics.put_cells(store, 0, 1, cells, record)
-    assert entry == json.loads(store.get(record) or b"")["statistics"]
+    entries = states.put_states(store, 0, 1, {"statistics": cells.dump()}, record)
+    assert entries["statistics"] == json.loads(store.get(record) or b"")["statistics"]
     cells.total[0, 0, 0] += 1
     with pytest.raises(CheckError, match="two unlike machines"):
-        stored_statistics.put_cells(store, 0, 1, cells, record)
+        states.put_states(store, 0, 1, {"statistics": cells.dump()}, record)
     assert store.get(key) is None

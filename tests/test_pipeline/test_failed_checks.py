@@ -43,7 +43,7 @@ def test_a_recorded_chunk_that_is_not_there_is_a_failed_check_and_no_manifest(
     small_run: list[str], tmp_path: Path, damage: Any, words_of_it: str
 ) -> None:
     url = tmp_path / "run"
-    given = [*small_run, "--no-statistics"]
+    given = [*small_run, "--no-statistics", "--no-neurons"]
     assert invoke("run", url, *given).code == 0
     unfinish(url, 1)
     damage(url / "activations.zarr" / "MLP_1" / "c" / "2" / "0" / "0")

@@ -105,8 +105,11 @@ def test_the_manifest_says_what_it_was_made_of(run: Run, small_model: Path) -> N
     assert set(manifest["records"]) == {
         key for key in listing(run.url) if key.startswith("records/")
     }
-    assert manifest["zarr"].keys() | manifest["statistics"]["objects"].keys() == {
-        key for key in listing(run.url) if key.endswith("zarr.json") or "statistics.zarr" in key
+    groups = [manifest[name]["objects"].keys() for name in ("statistics", "neurons")]
+    assert {*manifest["zarr"]}.union(*groups) == {
+        key
+        for key in listing(run.url)
+        if key.endswith("zarr.json") or key.startswith(("statistics.zarr", "neurons.zarr"))
     }
     assert {"prepare", "capture", "store", "commit"} <= manifest["timings"].keys()
 

@@ -140,7 +140,11 @@ def test_a_run_broken_off_after_any_batch_ends_as_an_undisturbed_one(
         for path, half in zip(paths, halves, strict=True):
             path.write_text("".join(json.dumps(row) + "\n" for row in half))
     count = 8
-    given = [*arguments(small_model, dataset=None, batches=count), "--no-statistics"]
+    given = [
+        *arguments(small_model, dataset=None, batches=count),
+        "--no-statistics",
+        "--no-neurons",
+    ]
     given += [word for path in paths for word in ("--text", str(path))]
     whole = str(tmp_path / "whole")
     assert invoke("run", whole, *given).code == 0
@@ -165,7 +169,11 @@ def test_a_run_that_broke_off_and_broke_off_again_in_one_long_document_goes_on_r
     text.write_text(
         json.dumps({"text": words(40)}) + "\n" + json.dumps({"text": "once " + words(500)}) + "\n"
     )
-    given = [*arguments(small_model, dataset=None, text=text, batches=5), "--no-statistics"]
+    given = [
+        *arguments(small_model, dataset=None, text=text, batches=5),
+        "--no-statistics",
+        "--no-neurons",
+    ]
     whole, url = tmp_path / "whole", tmp_path / "run"
     assert invoke("run", whole, *given).code == 0
     for number in range(1, 6):
@@ -182,7 +190,7 @@ def test_a_text_file_may_have_another_name_when_the_run_goes_on(
     """It is what it holds."""
     text, renamed, url = (tmp_path / name for name in ("a.jsonl", "b.jsonl", "run"))
     text.write_text(json.dumps({"text": words(200)}) + "\n")
-    given = [*arguments(small_model, dataset=None), "--no-statistics", "--text"]
+    given = [*arguments(small_model, dataset=None), "--no-statistics", "--no-neurons", "--text"]
     assert invoke("run", url, *given, text).code == 0
     unfinish(url, 1)
     text.rename(renamed)

@@ -335,6 +335,100 @@ def plan_command(text_paths: tuple[Path, ...], **options: Any) -> None:
         click.echo(line)
 
 
+@cli.command(name="neuron", epilog=EXIT_CODES)
+@output_argument
+@click.argument("layer", type=click.IntRange(0))
+@click.argument("neuron", type=click.IntRange(0))
+@click.option(
+    "--count",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Passages, of those that the run keeps.",
+)
+@click.option("--lowest", is_flag=True, help="Show the lowest values instead of the highest.")
+@click.option("--json", "as_json", is_flag=True, help="Give all that is known as JSON.")
+@endpoint_option
+def neuron_command(
+    output: str,
+    layer: int,
+    neuron: int,
+    count: int,
+    lowest: bool,
+    as_json: bool,
+    endpoint_url: str | None,
+) -> None:
+    """Show what one neuron of a run does, on one screen.
+
+    How often it fires, its moments, its correlation with token length, each with the share of its layer's
+    neurons that have less; a histogram of its values; and the passages at which they are highest, shaded by
+    value where the run has arrays. There are no colours outside of a terminal, or with NO_COLOR.
+    """
+    import json
+    import shutil
+
+    from neoscope.commands.neuron import describe
+    from neoscope.commands.neuron_screen import screen
+    from neoscope.storage.store import open_store
+
+    found = describe(open_store(output, endpoint_url=endpoint_url), layer, neuron, count)
+    if as_json:
+        click.echo(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
+        return
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    width = shutil.get_terminal_size((100, 40)).columns
+    click.echo("\n".join(screen(found, width=width, colour=colour, lowest=lowest)), color=colour)
+
+
+@cli.command(name="atlas", epilog=EXIT_CODES)
+@output_argument
+@click.argument("dest")
+# Not in the environment: NEOSCOPE_LAYERS is that of a run.
+@click.option("--layers", metavar="NUMBERS", help="Only these layers: 0,3,6-11.")
+@click.option(
+    "--values/--no-values",
+    default=True,
+    help="Whether to shade passages by value, for which a run's arrays are read, once.",
+)
+@click.option("--serve", is_flag=True, help="Show it at once, at an address of this machine only.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="With --serve.  [default: a free one]"
+)
+@endpoint_option
+@connections_option
+def atlas_command(
+    output: str,
+    dest: str,
+    layers: str | None,
+    values: bool,
+    serve: bool,
+    port: int,
+    endpoint_url: str | None,
+    connections: int | None,
+) -> None:
+    """Write pages of every neuron of a run: a table of each layer, and what each neuron does.
+
+    DEST is a folder, or s3://bucket/prefix on the same endpoint: static files for any web server or bucket,
+    which ask no other server for anything. Rerun the same command to finish or renew them.
+    """
+    from neoscope.commands.atlas.atlas import write_atlas
+    from neoscope.commands.atlas.serve import loopback_server
+    from neoscope.progress import Progress
+    from neoscope.storage.store import open_store
+
+    source = open_store(output, endpoint_url=endpoint_url)
+    store = open_store(dest, endpoint_url=endpoint_url, write=True)
+    if serve and not store.is_local:
+        raise UsageError(f"--serve shows a folder, not {store.url}: give a folder, or drop --serve")
+    source.use_connections(connections)
+    store.use_connections(connections)
+    click.echo(write_atlas(source, store, layers=layers, values=values, progress=Progress()))
+    if serve:
+        server = loopback_server(store.url, port)
+        click.echo(f"http://127.0.0.1:{server.server_port}/ until it is interrupted")
+        server.serve_forever()
+
+
 PERMUTATIONS = 200
 
 

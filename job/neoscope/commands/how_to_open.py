@@ -43,6 +43,7 @@ def opening(manifest: dict[str, Any], url: str, endpoint_url: str | None) -> lis
     there = {
         "run = neoscope.open_run": manifest["spec"]["arrays"],
         "statistics = neoscope.open_statistics": "statistics" in manifest,
+        "neurons = neoscope.open_neurons": "neurons" in manifest,
     }
     return [
         *HEAD,

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from neoscope.spec import FINEWEB, FINEWEB_CONFIG, GPT_NEO_125M, SAMPLE
+from neoscope.spec import CONTEXTS, FINEWEB, FINEWEB_CONFIG, GPT_NEO_125M, SAMPLE
 from neoscope.storage.connections import FIRST
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -187,6 +187,19 @@ SPEC_OPTIONS = (
         "--statistics/--no-statistics",
         default=True,
         help="Whether to store statistics by token length: histograms, means and deviations.",
+    ),
+    option(
+        "--neurons/--no-neurons",
+        default=True,
+        help="Whether to store what each neuron does: how often it fires, its moments and histogram, and "
+        "where its values are highest and lowest.",
+    ),
+    option(
+        "--contexts",
+        type=int,
+        metavar="N",
+        help="Highest and lowest values that are kept of each neuron, one for each sequence.  "
+        f"[default: {CONTEXTS}]",
     ),
     option(
         "--forward",

@@ -15,8 +15,9 @@ import math
 from neoscope.commands.model_shape import Shape, model_shape
 from neoscope.format.arrays import ArraySchema, array_schemas
 from neoscope.format.chunks import CHECKSUM_BYTES
-from neoscope.format.layout import STATISTICS_DIMENSIONS
 from neoscope.format.records import record_counts
+from neoscope.format.states import kept
+from neoscope.format.statistics import GROUPS
 from neoscope.pipeline import memory
 from neoscope.spec import LAYER, RunSpec
 
@@ -27,6 +28,9 @@ CUDA_BYTES = 500_000_000  # a context and its kernels, on the device
 # Lengths of tokens that a text has, counted twice where a sequence begins with one: 21 in 8192 tokens.
 CELLS = 32
 CELLS_KEPT = 62  # room for all that GPT-2's vocabulary has, which a GPU's memory holds
+# The state by neuron in memory, as a multiple of what is put: the zeros of its histograms are not. After
+# 8192 tokens it is 5, after 10 million 1.7.
+DUMPED = 3
 PAGE = 1000  # objects that one request lists
 
 
@@ -61,7 +65,7 @@ class Plan:
     parts: list[Part]
     requests: Requests
     flops: float  # of one batch
-    sent: int  # bytes to the store, those of superseded statistics too
+    sent: int  # bytes to the store, those of superseded states too
     host_memory: int
     device_memory: int
 
@@ -87,6 +91,7 @@ def plan(spec: RunSpec) -> Plan:
     schemas = array_schemas(spec, layers=shape.layers, neurons=shape.neurons)
     parts = _parts(spec, shape, schemas)
     sizes = _sizes(spec, shape)
+    states = _cells_bytes(spec, shape) + _neurons_bytes(spec, shape)
     host = PROCESS_BYTES + shape.weight_bytes + memory.host_buffers(spec, shape.neurons)
     return Plan(
         spec,
@@ -94,8 +99,9 @@ def plan(spec: RunSpec) -> Plan:
         parts,
         _requests(spec, shape, schemas),
         _flops(spec, shape),
-        sum(part.size for part in parts) + _records(spec) * _cells_bytes(spec, shape),
-        host + _cells_bytes(spec, shape) + memory.working_bytes(spec, sizes),
+        sum(part.size for part in parts)
+        + _records(spec) * (_cells_bytes(spec, shape) + _neurons_bytes(spec, shape) // DUMPED),
+        host + states + memory.working_bytes(spec, sizes),
         CUDA_BYTES + shape.weight_bytes + memory.device_memory(spec, sizes).total,
     )
 
@@ -128,7 +134,15 @@ def _parts(spec: RunSpec, shape: Shape, schemas: dict[str, ArraySchema]) -> list
         one = _cells_bytes(spec, shape)
         parts += [
             Part("statistics of each partition", spec.partitions, about=spec.partitions * one),
-            Part("statistics.zarr", _statistics_objects(shape), about=one // 2),  # compressed
+            Part(
+                "statistics.zarr", _group_objects("statistics", shape), about=one // 2
+            ),  # compressed
+        ]
+    if spec.neurons:
+        one = _neurons_bytes(spec, shape) // DUMPED
+        parts += [
+            Part("neurons of each partition", spec.partitions, about=spec.partitions * one),
+            Part("neurons.zarr", _group_objects("neurons", shape), about=one),
         ]
     return [part for part in parts if part.objects]
 
@@ -137,22 +151,24 @@ def _records(spec: RunSpec) -> int:
     return spec.partitions * len(record_counts(spec.to_json()))
 
 
-def _statistics_objects(shape: Shape) -> int:
+def _group_objects(name: str, shape: Shape) -> int:
     """A chunk a layer of what has a layer for its first dimension of several, one of all else, the
     arrays' metadata and the group's."""
-    by_layer = sum(axes[0] == "layer" and len(axes) > 1 for axes in STATISTICS_DIMENSIONS.values())
-    return (
-        by_layer * len(shape.layers)
-        + (len(STATISTICS_DIMENSIONS) - by_layer)
-        + len(STATISTICS_DIMENSIONS)
-        + 1
-    )
+    group = GROUPS[name]
+    by_layer = sum(map(group.is_by_layer, group.dimensions))
+    arrays = len(group.dimensions)
+    return by_layer * len(shape.layers) + (arrays - by_layer) + arrays + 1
 
 
 def _cells_bytes(spec: RunSpec, shape: Shape) -> int:
     """About the bytes of one partition's statistics: bins, and a pivot and two sums a neuron."""
     cell = memory.CELL_BYTES + memory.NEURON_BYTES * shape.neurons
     return spec.statistics * CELLS * len(shape.layers) * cell
+
+
+def _neurons_bytes(spec: RunSpec, shape: Shape) -> int:
+    """The state of one partition by neuron in memory."""
+    return memory.neurons_bytes(spec, shape.neurons, len(shape.layers))
 
 
 def _arrays(what: str, schemas: list[ArraySchema]) -> Part:
@@ -165,31 +181,31 @@ def _requests(spec: RunSpec, shape: Shape, schemas: dict[str, ArraySchema]) -> R
     """As `run`, `pipeline` and `commit` make them, each partition once, one after another."""
     chunks = sum(math.prod(schema.grid) for schema in schemas.values())
     layers = sum(name.startswith(LAYER) for name in schemas)
-    workers, records, kept = spec.partitions, _records(spec), spec.statistics
-    # the claim; each worker its vocabulary; with each record a partition's statistics; at the end all
-    # metadata and the manifest
-    puts = 1 + workers + chunks + records * (1 + kept) + len(schemas) + 1
-    puts += kept * _statistics_objects(shape) + 1
+    workers, records, names = spec.partitions, _records(spec), kept(spec.to_json())
+    # the claim; each worker its vocabulary; with each record a partition's states; at the end all metadata
+    # and the manifest
+    puts = 1 + workers + chunks + records * (1 + len(names)) + len(schemas) + 1
+    puts += sum(_group_objects(name, shape) for name in names) + 1
     return Requests(
         # the claim twice, to see that the store refuses the second; each worker's first with a wrong
         # checksum, which the store refuses too
         puts=puts + 1 + workers,
         # what was put is looked up; bucket and claim, and a manifest where there is a claim; chunks read
-        # back; a record before its statistics are put; at the end records and statistics
+        # back; a record before its states are put; at the end records and states
         gets=puts
         + 2 * workers
         + (workers - 1)
         + layers * spec.total_batches
-        + (1 + kept) * records
-        + kept * workers,
+        + (1 + bool(names)) * records
+        + len(names) * workers,
         # the place, which is looked at before the model is loaded and as it is claimed; records, before
-        # and after each share of the work; at the end chunks and statistics
+        # and after each share of the work; at the end chunks and states
         lists=2
         + (2 * workers - 1) * math.ceil(records / PAGE)
         + math.ceil(chunks / PAGE)
-        + kept * math.ceil(workers / PAGE),
-        # statistics that the next record's have superseded
-        deletes=kept * (records - workers),
+        + len(names) * math.ceil(workers / PAGE),
+        # states that the next record's have superseded
+        deletes=bool(names) * (records - workers),
     )
 
 

@@ -69,9 +69,13 @@ def _stored(manifest: dict[str, Any]) -> list[str]:
             f"{_layer_names(manifest['hook']['layers'])}  each [{shape}] {first['dtype']}, "
             f"{size:.2f} GB in all"
         )
-    if "statistics" in manifest:
-        size = sum(entry["size"] for entry in manifest["statistics"]["objects"].values()) / 1e6
-        lines.append(f"statistics by token length of every layer and neuron, {size:.1f} MB")
+    for name, what in (
+        ("statistics", "statistics by token length of every layer and neuron"),
+        ("neurons", "what every neuron does: moments, histogram and passages"),
+    ):
+        if name in manifest:
+            size = sum(entry["size"] for entry in manifest[name]["objects"].values()) / 1e6
+            lines.append(f"{what}, {size:.1f} MB")
     return lines
 
 

@@ -22,11 +22,12 @@ import numpy.typing as npt
 
 from neoscope.errors import CheckError, InputError, UsageError
 from neoscope.extra import require_run
-from neoscope.format import layout, records
-from neoscope.format import statistics as stored_statistics
+from neoscope.format import groups, layout, records
 from neoscope.format.claim import left_by_system
 from neoscope.format.layout import FOLDERS, MANIFEST, REPORT
 from neoscope.format.manifest import manifest_content
+from neoscope.format.states import kept
+from neoscope.format.statistics import GROUPS
 from neoscope.progress import Progress
 from neoscope.reading.inventory import (
     Expected,
@@ -79,10 +80,11 @@ def verify(store: Store, progress: Progress) -> Verified:
     among = {key for key in foreign if key.startswith(tuple(f"{name}/" for name in FOLDERS))}
     for key in sorted(among):
         problems.append(Problem(key, "does not belong to the run", "delete it"))
-    statistics = run.manifest.get("statistics", NO_STATISTICS)["objects"]
+    names = kept(run.claim["spec"])
+    statistics = {key for name in names for key in run.manifest.get(name, NO_STATISTICS)["objects"]}
     objects = [
         key
-        for key in sorted(run.digests.keys() - statistics.keys())
+        for key in sorted(run.digests.keys() - statistics)
         if key in there or key not in run.superseded
     ]
     finds = concurrent_map(lambda key: _find(store, run, key), objects, LARGE_AT_A_TIME)
@@ -169,33 +171,35 @@ def _documents(store: Store, run: Inventory) -> Iterator[Problem]:
     try:
         content, _ = manifest_content(store, run.claim, run.totals)
     except CheckError as error:
-        yield Problem(layout.PARTITION_STATISTICS, str(error))
+        yield Problem(store.url, str(error))
         return
+    names = kept(run.claim["spec"])
     for field, value in content.items():
         if (
-            field not in ("environment", "statistics")
+            field not in ("environment", *names)
             and json.loads(json.dumps(value)) != run.manifest[field]
         ):
             yield Problem(MANIFEST, f"its {field} is not what the records say")
-    yield from _statistics(store, run, content.get("statistics", NO_STATISTICS)["arrays"])
+    for name in names:
+        yield from _statistics(store, run, name, content.get(name, NO_STATISTICS)["arrays"])
 
 
 def _statistics(
-    store: Store, run: Inventory, merged: dict[str, dict[str, Any]]
+    store: Store, run: Inventory, name: str, merged: dict[str, dict[str, Any]]
 ) -> Iterator[Problem]:
-    """`statistics.zarr` by its bytes, and its values against what the partitions' cells give. (Its
+    """One group of statistics by its bytes, and its values against what the partitions' states give. (Its
     bytes made anew could differ: another version of the library may compress otherwise.)"""
-    entry = run.manifest.get("statistics", NO_STATISTICS)
+    entry = run.manifest.get(name, NO_STATISTICS)
     if entry["arrays"] != merged:
-        yield Problem(MANIFEST, "its statistics are not what the partitions' cells say")
+        yield Problem(MANIFEST, f"its {name} are not what the partitions' states say")
     keys = sorted(entry["objects"])
     bodies = {key: store.get(key, run.fits(key)) for key in keys}
     problems = [find for key, body in bodies.items() if (find := run.find(key, body))]
     yield from problems
     sound = {key: body for key, body in bodies.items() if body is not None}
     digests = {name: array["digest"] for name, array in merged.items()}
-    if sound and not problems and stored_statistics.digests(sound) != digests:
-        yield Problem(layout.STATISTICS, "holds other values than the partitions' cells give")
+    if sound and not problems and groups.digests(GROUPS[name], sound) != digests:
+        yield Problem(GROUPS[name].path, "holds other values than the partitions' states give")
 
 
 def _each_chunk(

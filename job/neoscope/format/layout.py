@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from neoscope.spec import LAYER
+from neoscope.statistics import neurons
 
 CLAIM = "run.json"
 MANIFEST = "manifest.json"
@@ -18,7 +19,10 @@ TOKEN_IDS = "token_ids"
 TOKEN_LENGTH = "token_length"
 TOKEN_TEXT = "token_text"  # stored of selections; a run has vocabulary.json
 STATISTICS = "statistics.zarr"
+NEURONS = "neurons.zarr"
+# What is kept of a partition for each; the spec, records and the manifest call them by these names too.
 PARTITION_STATISTICS = "statistics"
+PARTITION_NEURONS = "neurons"
 STATISTICS_DIMENSIONS = {
     "tokens": ("first_position", "length"),
     "histogram": ("layer", "first_position", "length", "bin"),
@@ -31,20 +35,31 @@ STATISTICS_DIMENSIONS = {
     "bin_left": ("bin",),
     "bin_right": ("bin",),
 }
+NEURONS_DIMENSIONS = neurons.DIMENSIONS
 REPORT = "report.html"  # beside a run, and no part of what it says
 SELECTION = "selection.json"  # put first where a part of a run goes
 RECORD_KEY = re.compile(rf"{RECORDS}/(\d{{5}})-(\d{{8}})\.json")
-STATISTICS_KEY = re.compile(rf"{PARTITION_STATISTICS}/\d{{5}}-\d{{8}}\.safetensors")
+STATE_KEY = re.compile(
+    rf"({PARTITION_STATISTICS}|{PARTITION_NEURONS})/\d{{5}}-\d{{8}}\.safetensors"
+)
 ZARR_KEYS = r"(zarr\.json|{names}/zarr\.json|{names}/c(/\d+)+)"
 FILES = (MANIFEST, CLAIM, VOCABULARY, REPORT)
-FOLDERS = (ACTIVATIONS, STATISTICS, PARTITION_STATISTICS, RECORDS)
+FOLDERS = (
+    ACTIVATIONS,
+    STATISTICS,
+    NEURONS,
+    PARTITION_STATISTICS,
+    PARTITION_NEURONS,
+    RECORDS,
+)
 PATTERNS = (
     RECORD_KEY,
-    STATISTICS_KEY,
+    STATE_KEY,
     re.compile(
         f"{ACTIVATIONS}/" + ZARR_KEYS.format(names=rf"({LAYER}\d+|{TOKEN_IDS}|{TOKEN_LENGTH})")
     ),
     re.compile(f"{STATISTICS}/" + ZARR_KEYS.format(names=f"({'|'.join(STATISTICS_DIMENSIONS)})")),
+    re.compile(f"{NEURONS}/" + ZARR_KEYS.format(names=f"({'|'.join(NEURONS_DIMENSIONS)})")),
 )
 
 
@@ -53,8 +68,9 @@ def record_key(partition: int, batches: int) -> str:
     return f"{RECORDS}/{partition:05d}-{batches:08d}.json"
 
 
-def statistics_key(partition: int, batches: int) -> str:
-    return f"{PARTITION_STATISTICS}/{partition:05d}-{batches:08d}.safetensors"
+def state_key(name: str, partition: int, batches: int) -> str:
+    """The key of what is kept of a partition up to `batches`, for the statistics with this name."""
+    return f"{name}/{partition:05d}-{batches:08d}.safetensors"
 
 
 def belongs(key: str) -> bool:

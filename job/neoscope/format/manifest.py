@@ -11,13 +11,15 @@ import math
 from typing import Any
 
 from neoscope.errors import CheckError
-from neoscope.format import arrays, sealed_json
-from neoscope.format import statistics as stored_statistics
+from neoscope.format import arrays, groups, sealed_json
 from neoscope.format.arrays import schemas_of
-from neoscope.format.layout import MANIFEST, TOKEN_IDS, TOKEN_LENGTH
+from neoscope.format.layout import MANIFEST, PARTITION_NEURONS, TOKEN_IDS, TOKEN_LENGTH
+from neoscope.format.states import kept
+from neoscope.format.statistics import GROUPS, merge_partitions
 from neoscope.format.totals import Totals
 from neoscope.spec import LAYER
 from neoscope.statistics import token_lengths
+from neoscope.statistics.neurons import constant_layers
 from neoscope.storage.store import Store
 
 
@@ -31,20 +33,36 @@ def manifest_content(
     store: Store, claim: dict[str, Any], totals: Totals
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The manifest but for its timings, and by key every `zarr.json` and what else the commit stores:
-    a pure function of claim, records and the cells that they name."""
+    a pure function of claim, records and the states that they name."""
     manifest = _manifest(claim, totals)
     each, group = _attributes(claim, manifest)
     documents = arrays.metadata(schemas_of(claim), each, group)
     manifest["zarr"] = {key: hashlib.sha256(body).hexdigest() for key, body in documents.items()}
     manifest["environment"] = totals.environments()
-    if claim["spec"]["statistics"] and totals.lengths:
-        last = list(totals.last.values())
-        layers = claim["hook"]["layers"]
-        merged = stored_statistics.merge_partitions(store, last, layers, totals.lengths)
-        objects = stored_statistics.zarr_objects(merged, group)
-        manifest["statistics"] = stored_statistics.manifest_entry(merged, objects)
+    last, attributes = (
+        list(totals.last.values()),
+        {**group, "positions": claim["spec"]["positions"]},
+    )
+    for name in kept(claim["spec"]) if totals.lengths else ():
+        merged = merge_partitions(store, name, claim, last, totals.lengths)
+        if name == PARTITION_NEURONS:
+            manifest["checks"]["constant_layers"] = _constant_layers(claim, merged)
+        objects = groups.zarr_objects(GROUPS[name], merged, attributes)
+        manifest[name] = groups.manifest_entry(GROUPS[name], merged, objects)
         documents |= objects
     return manifest, documents
+
+
+def _constant_layers(claim: dict[str, Any], merged: dict[str, Any]) -> dict[str, Any]:
+    """The check that no layer has one value a neuron at every token."""
+    found = [claim["hook"]["layers"][index] for index in constant_layers(merged)]
+    if found:
+        raise CheckError(
+            f"every neuron of layers {', '.join(map(str, found))} has one value at all tokens: that is what "
+            "memory looks like that no pass has written; nothing is committed: look at the weights and "
+            "at --hook"
+        )
+    return {"expected": [], "found": found, "passed": True}
 
 
 def text_name(text: dict[str, Any]) -> str:

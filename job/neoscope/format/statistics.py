@@ -1,35 +1,34 @@
-"""Statistics in the store: the cells of each partition, and `statistics.zarr` of the whole run.
+"""The statistics of a whole run, `statistics.zarr` by token length and `neurons.zarr` by neuron.
 
-In: cells, claim and records. Out: objects, and the way back from them. It does not know how the cells
-were computed, nor what is derived from them; see `by_length`.
-
-A partition has one cumulative object, `statistics/PARTITION-BATCHES.safetensors`: what is there up to its
-last record, which names it. The one before is deleted once the record is there.
+In: claim, and the states of all partitions. Out: the arrays of each group, and the words for them. It does
+not know how the states were computed, nor what is derived from the arrays; see `by_length` and `by_neuron`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from neoscope.errors import CheckError, InputError
-from neoscope.format import chunks, sealed_json
+from neoscope.errors import CheckError
+from neoscope.format.groups import Group
 from neoscope.format.layout import (
+    NEURONS,
+    NEURONS_DIMENSIONS,
+    PARTITION_NEURONS,
     PARTITION_STATISTICS,
     STATISTICS,
     STATISTICS_DIMENSIONS,
-    STATISTICS_KEY,
-    statistics_key,
 )
-from neoscope.format.records import last_record, put_unrecorded, recorded_otherwise
-from neoscope.statistics.length_cells import BINS_PER_UNIT, HALF, Cells, merge
+from neoscope.format.states import missing, read_state
+from neoscope.statistics import length_cells, neurons
+from neoscope.statistics.length_cells import BINS_PER_UNIT, HALF, Cells
+from neoscope.statistics.neurons import Neurons
 from neoscope.storage.store import Store, concurrent_map
 
-CELLS_AT_A_TIME = 2  # 40 MB each for GPT-Neo 125M, and twice as many in memory
+STATES_AT_A_TIME = 2  # 25 to 80 MB each for GPT-Neo 125M, and twice as many in memory
 
 DESCRIPTIONS = {
     "tokens": "Tokens of each length, special ones left out.",
@@ -55,99 +54,65 @@ UNITS = {
     "bin_left": "1",
     "bin_right": "1",
 }
-
-
-def put_cells(
-    store: Store, partition: int, batches: int, cells: Cells, record: str
-) -> dict[str, Any]:
-    """Store a partition's cells, which the record with the key `record` will name; its entry there.
-
-    Where another worker has put that record already, nothing is stored: what it names may be
-    superseded and deleted, and what is put there now would stay. Raises CheckError where that worker
-    has recorded other cells.
-    """
-    body = cells.dump()
-    key = statistics_key(partition, batches)
-    entry = {"key": key, "size": len(body), "digest": chunks.bytes_digest(body)}
-    record_body = store.get(record, sealed_json.intact)
-    if record_body is None:
-        put_unrecorded(store, key, body, record)
-    elif sealed_json.load("record", record_body, f"{store.url}/{record}")["statistics"] != entry:
-        raise recorded_otherwise(store, key)
-    return entry
-
-
-def last_state(
-    store: Store,
-    claim: dict[str, Any],
-    partition: int,
-    stored: dict[int, list[int]] | None = None,
-) -> tuple[dict[str, Any] | None, Cells | None]:
-    """A partition's last record and the cells up to it, None where there are none. `stored` is what
-    `recorded` has found just now."""
-    record = last_record(store, claim, partition, stored)
-    while record and claim["spec"]["statistics"]:
-        try:
-            return record, read_cells(store, record)
-        except FileNotFoundError:
-            # Another worker on the partition may have gone on meanwhile, and deleted them.
-            before, record = record, last_record(store, claim, partition)
-            if record and record["batches"] == before["batches"]:
-                raise _missing(store, record) from None
-    return record, None
-
-
-def read_cells(store: Store, record: dict[str, Any]) -> Cells:
-    """The cells that a record names. Raises FileNotFoundError where the object is not there,
-    CheckError where it is not the recorded one."""
-    entry = record["statistics"]
-    body = store.get(entry["key"], lambda body: chunks.bytes_digest(body) == entry["digest"])
-    if body is None:
-        raise FileNotFoundError(entry["key"])
-    if chunks.bytes_digest(body) != entry["digest"]:
-        raise CheckError(
-            f"{store.url}/{entry['key']} is not the one that was recorded: delete the run and run it again"
-        )
-    return Cells.load(body)
-
-
-def clear_superseded(store: Store, spec: dict[str, Any]) -> None:
-    """Delete what workers that were killed left of a run whose partitions are all recorded to the end:
-    cumulative objects that are not the last; by one listing. Without the permission they stay: the
-    records name them."""
-    if spec["statistics"]:
-        last = {statistics_key(each, spec["batches"]) for each in range(spec["partitions"])}
-        there = {
-            item.key
-            for item in store.objects(PARTITION_STATISTICS)
-            if STATISTICS_KEY.fullmatch(item.key)
-        }
-        with contextlib.suppress(InputError):
-            store.delete(sorted(there - last))
+NEURONS_UNITS = {
+    "tokens": "tokens",
+    "firing": "tokens",
+    "histogram": "values",
+    **dict.fromkeys(("mean", "min", "max", "highest_value", "lowest_value"), "1"),
+    **dict.fromkeys(("moment2", "moment3", "moment4", "bin_left", "bin_right"), "1"),
+}
+GROUPS = {
+    PARTITION_STATISTICS: Group(STATISTICS, STATISTICS_DIMENSIONS, DESCRIPTIONS, UNITS),
+    PARTITION_NEURONS: Group(NEURONS, NEURONS_DIMENSIONS, neurons.DESCRIPTIONS, NEURONS_UNITS),
+}
 
 
 def merge_partitions(
-    store: Store, last: list[dict[str, Any]], layers: list[int], counts: dict[int, int]
+    store: Store,
+    name: str,
+    claim: dict[str, Any],
+    last: list[dict[str, Any]],
+    counts: dict[int, int],
 ) -> dict[str, npt.NDArray[Any]]:
-    """Every array of `statistics.zarr`, from the partitions' last records in order.
+    """Every array of the group of the statistics with this name, from the partitions' last records in order.
 
-    `layers` are the layers' numbers, `counts` the run's tokens by length, both ascending. Raises
-    CheckError where cells are missing or damaged, or have counted other tokens.
+    `counts` are the run's tokens by length, ascending. Raises CheckError where states are missing or
+    damaged, or have counted other tokens.
     """
+    bodies, layers = _bodies(store, name, last), claim["hook"]["layers"]
+    if name == PARTITION_STATISTICS:
+        return _by_length(store, bodies, layers, counts)
+    merged = neurons.merge(map(Neurons.load, bodies), claim["spec"]["contexts"])
+    if merged["tokens"].sum() != sum(counts.values()):
+        raise _miscounted(store, name)
+    return merged | neurons.coordinates(layers)
+
+
+def _bodies(store: Store, name: str, last: list[dict[str, Any]]) -> Iterator[bytes]:
+    def body_of(record: dict[str, Any]) -> bytes:
+        try:
+            return read_state(store, record, name)
+        except FileNotFoundError as error:
+            raise missing(store, str(error)) from None
+
+    return concurrent_map(body_of, last, STATES_AT_A_TIME)
+
+
+def _by_length(
+    store: Store, bodies: Iterator[bytes], layers: list[int], counts: dict[int, int]
+) -> dict[str, npt.NDArray[Any]]:
     lengths = np.array(list(counts), np.uint16)
 
-    def cells_of(record: dict[str, Any]) -> Cells:
-        try:
-            cells = read_cells(store, record)
-        except FileNotFoundError:
-            raise _missing(store, record) from None
-        if not np.isin(cells.length, lengths).all():
-            raise _miscounted(store)
-        return cells
+    def each() -> Iterator[Cells]:
+        for body in bodies:
+            part = Cells.load(body)
+            if not np.isin(part.length, lengths).all():
+                raise _miscounted(store, PARTITION_STATISTICS)
+            yield part
 
-    merged = merge(lengths, concurrent_map(cells_of, last, CELLS_AT_A_TIME))
+    merged = length_cells.merge(lengths, each())
     if merged["tokens"].sum(axis=0).tolist() != list(counts.values()):
-        raise _miscounted(store)
+        raise _miscounted(store, PARTITION_STATISTICS)
     edges = np.arange(-HALF, HALF + 1) / BINS_PER_UNIT
     return {
         **merged,
@@ -160,85 +125,7 @@ def merge_partitions(
     }
 
 
-def _miscounted(store: Store) -> CheckError:
+def _miscounted(store: Store, name: str) -> CheckError:
     return CheckError(
-        f"{store.url}/{PARTITION_STATISTICS} has counted other tokens than the records: delete the run and "
-        "run it again"
+        f"{store.url}/{name} has counted other tokens than the records: delete the run and run it again"
     )
-
-
-def _missing(store: Store, record: dict[str, Any]) -> CheckError:
-    return CheckError(
-        f"{store.url}/{record['statistics']['key']} is missing: delete the run and run it again"
-    )
-
-
-def zarr_objects(
-    arrays: dict[str, npt.NDArray[Any]], attributes: dict[str, Any]
-) -> dict[str, bytes]:
-    """Every object of `statistics.zarr` by key, the group's own metadata last."""
-    import zarr
-    from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
-
-    memory: dict[str, Any] = {}
-    group = zarr.create_group(
-        zarr.storage.MemoryStore(memory),
-        zarr_format=3,
-        attributes={**attributes, "coordinates": "bin_left bin_right"},
-    )
-    for name in sorted(arrays):
-        values, dimensions = arrays[name], STATISTICS_DIMENSIONS[name]
-        by_layer = len(dimensions) > 1 and dimensions[0] == "layer"
-        squeezed = BloscCodec(cname="zstd", clevel=3, shuffle=BloscShuffle.bitshuffle)
-        array = group.create_array(
-            name,
-            shape=values.shape,
-            chunks=(1, *values.shape[1:]) if by_layer else values.shape,
-            dtype=values.dtype,
-            filters=None,
-            compressors=[squeezed, Crc32cCodec()],
-            dimension_names=dimensions,
-            attributes={
-                "description": DESCRIPTIONS[name],
-                **({"units": UNITS[name]} if name in UNITS else {}),
-            },
-            config={"write_empty_chunks": True},
-        )
-        array[...] = values
-    # Values, then the arrays' metadata, then the group's: until that is there no reader opens it.
-    keys = sorted(memory, key=lambda key: (key.endswith("zarr.json"), key == "zarr.json", key))
-    return {f"{STATISTICS}/{key}": memory[key].to_bytes() for key in keys}
-
-
-def digests(objects: dict[str, bytes]) -> dict[str, str]:
-    """The digest of every array's values, as any Zarr reader reads them from these objects."""
-    import zarr
-    from zarr.core.buffer import cpu
-
-    memory: Any = {key: cpu.Buffer.from_bytes(body) for key, body in objects.items()}
-    source = zarr.storage.MemoryStore(memory)
-    group = zarr.open_group(
-        source, path=STATISTICS, mode="r", zarr_format=3, use_consolidated=False
-    )
-    return {name: chunks.digest(np.asarray(array[...])) for name, array in group.arrays()}
-
-
-def manifest_entry(
-    arrays: dict[str, npt.NDArray[Any]], objects: dict[str, bytes]
-) -> dict[str, Any]:
-    """What the manifest says of `statistics.zarr`: digests of values, sizes and digests of objects."""
-    return {
-        "arrays": {
-            name: {
-                "shape": list(values.shape),
-                "dtype": str(values.dtype),
-                "dimensions": list(STATISTICS_DIMENSIONS[name]),
-                "digest": chunks.digest(values),
-            }
-            for name, values in sorted(arrays.items())
-        },
-        "objects": {
-            key: {"size": len(body), "sha256": hashlib.sha256(body).hexdigest()}
-            for key, body in objects.items()
-        },
-    }

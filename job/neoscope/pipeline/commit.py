@@ -14,11 +14,11 @@ from typing import Any
 
 from neoscope.errors import CheckError, ConflictError
 from neoscope.format import chunks, sealed_json
-from neoscope.format import statistics as stored_statistics
 from neoscope.format.arrays import schemas_of
 from neoscope.format.layout import ACTIVATIONS, MANIFEST, RECORDS
 from neoscope.format.manifest import manifest_content, read_manifest
 from neoscope.format.records import each_record, record_counts, stored_batch_counts
+from neoscope.format.states import clear_superseded
 from neoscope.format.totals import Totals
 from neoscope.storage.integrity import same
 from neoscope.storage.store import Store
@@ -49,7 +49,7 @@ def commit(store: Store, claim: dict[str, Any]) -> dict[str, Any] | None:
     manifest, documents = manifest_content(store, claim, totals)
     manifest["timings"] = {**totals.timings, "commit": time.perf_counter() - began}
     body = sealed_json.dump("manifest", manifest)
-    stored_statistics.clear_superseded(store, spec)
+    clear_superseded(store, spec)
     # No reader opens anything before all values are there.
     for key in sorted(documents, key=lambda key: key.endswith("zarr.json")):
         _create_same(store, key, documents[key])

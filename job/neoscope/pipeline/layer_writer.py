@@ -26,7 +26,12 @@ from neoscope.format.arrays import ArraySchema
 from neoscope.format.chunks import StoredChunk
 from neoscope.format.records import put_unrecorded
 from neoscope.pipeline.limits import ring_slots
+from neoscope.spec import LAYER
 from neoscope.storage.store import REQUESTS_IN_FLIGHT, Store
+
+# A chunk of so many values or more that are all equal is one that no pass has written. Of fewer, sound
+# ones may be: a handful of neurons after a ReLU are often all 0.
+CONSTANT_VALUES = 4096
 
 
 class Slot:
@@ -170,7 +175,7 @@ def put_chunk(
     """Store one chunk whose values fill `buffer` up to its checksum.
 
     `record` is the key of the record that will name it. Raises CheckError for a value that is not
-    finite.
+    finite, and for a layer's chunk of CONSTANT_VALUES or more that are all equal.
     """
     values = buffer[: -chunks.CHECKSUM_BYTES].view(schema.dtype).reshape(schema.chunks)
     summary = chunks.summarize(values)
@@ -178,6 +183,15 @@ def put_chunk(
         raise CheckError(
             f"{schema.name} has {summary.nonfinite} values that are not finite in {key}: "
             "use --precision float32 or --store-dtype float32, or look at the weights"
+        )
+    if (
+        summary.min == summary.max
+        and schema.name.startswith(LAYER)
+        and values.size >= CONSTANT_VALUES
+    ):
+        raise CheckError(
+            f"{schema.name} has {summary.min:g} for all {values.size:,} values of {key}: that is what memory "
+            "looks like that no pass has written; nothing is recorded: look at the weights and at --hook"
         )
     body = chunks.encode(schema, buffer)
     tag = put_unrecorded(store, key, body.data, record)

@@ -13,28 +13,30 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from neoscope.format.layout import TOKEN_IDS, TOKEN_LENGTH
 from neoscope.format.records import BATCHES_A_RECORD, record_counts
+from neoscope.format.states import put_states
 from neoscope.model.hooks import stream
 from neoscope.model.memory import translate_out_of_memory
 from neoscope.pipeline import memory
-from neoscope.pipeline.accumulators import add_layer, make_accumulators, put_state, state_of
 from neoscope.pipeline.inputs import Inputs
 from neoscope.pipeline.layer_writer import LayerWriter, put_array
+from neoscope.pipeline.partition_statistics import PartitionStatistics, make_statistics
 from neoscope.pipeline.recording import Destination, Recording, Timings
 from neoscope.pipeline.stages import InOrder, ahead
 from neoscope.pipeline.stored_batch import PassedBatch
 from neoscope.pipeline.timing import timed
 from neoscope.spec import RunSpec
-from neoscope.statistics.length_accumulator import LengthStatistics, PlacedTokens
-from neoscope.statistics.length_cells import Cells
+from neoscope.statistics.length_accumulator import PlacedTokens
 from neoscope.storage.store import REQUESTS_IN_FLIGHT
 from neoscope.text.packing import Batch
 
@@ -51,7 +53,7 @@ class _Stages:
     prepared: Inputs
     to: Destination
     texts: Iterator[Batch]
-    statistics: LengthStatistics | None
+    statistics: PartitionStatistics
     writer: LayerWriter | None
     puts: ThreadPoolExecutor
     recording: Recording
@@ -62,15 +64,15 @@ def store_batches(
     prepared: Inputs,
     to: Destination,
     first: int,
-    cells: Cells | None,
+    states: Mapping[str, bytes],
     device: torch.device,
     timings: Timings,
 ) -> None:
-    """Store and record the batches from number `first` on, with the `cells` up to it.
+    """Store and record the batches from number `first` on, with the `states` up to it.
 
     `timings` are the seconds of what the first record has taken already.
     """
-    statistics = make_accumulators(to.claim, prepared, cells, device)
+    statistics = make_statistics(spec, to.claim, prepared.lengths, states, device)
     with ExitStack() as stack:
         stages = _begin(stack, spec, prepared, to, first, statistics, device)
         for count in record_counts(to.claim["spec"]):
@@ -92,7 +94,7 @@ def _begin(
     prepared: Inputs,
     to: Destination,
     first: int,
-    statistics: LengthStatistics | None,
+    statistics: PartitionStatistics,
     device: torch.device,
 ) -> _Stages:
     """The stages. With the stack the records end first, then the puts that are still under way."""
@@ -129,17 +131,16 @@ def _pass(stages: _Stages, number: int, record: str, timings: Timings) -> Passed
         for first in range(0, spec.sequences, spec.pass_sequences):
             sequences = slice(first, first + spec.pass_sequences)
             lengths = token_lengths[sequences]
-            placed = stages.statistics.place(lengths) if stages.statistics else None
+            placed = stages.statistics.place(lengths)
             stream(
                 prepared.loaded.model,
                 batch.token_ids[sequences],
-                [functools.partial(take, sequences, placed)],
+                [functools.partial(take, sequences, lengths, placed)],
                 forward=spec.forward,
                 point=prepared.point,
                 layers=spec.layers,
             )
-        if stages.statistics:
-            stages.statistics.check()
+        stages.statistics.check()
     arrays = stages.writer.finish() if stages.writer else {}
     for name, values in ((TOKEN_IDS, batch.token_ids), (TOKEN_LENGTH, token_lengths)):
         schema, at = to.schemas[name], _of_run(stages, number)
@@ -152,21 +153,23 @@ def _taker(
     number: int,
     record: str,
     timings: Timings,
-) -> Callable[[slice, PlacedTokens | None, str, torch.Tensor], None]:
+) -> Callable[[slice, npt.NDArray[np.uint16], PlacedTokens | None, str, torch.Tensor], None]:
     """What becomes of each layer of batch `number`, of some of its sequences, inside its hook."""
-    spec, to = stages.spec, stages.to
-    dtype: torch.dtype = getattr(torch, spec.store_dtype)
+    spec, to, batch = stages.spec, stages.to, _of_run(stages, number)
 
     def take(
-        sequences: slice, placed: PlacedTokens | None, name: str, values: torch.Tensor
+        sequences: slice,
+        lengths: npt.NDArray[np.uint16],
+        placed: PlacedTokens | None,
+        name: str,
+        values: torch.Tensor,
     ) -> None:
         stages.recording.check()
         if stages.writer:
-            schema, batch = to.schemas[name], _of_run(stages, number)
-            stages.writer.write(schema, batch, values, record, first=sequences.start)
-        if stages.statistics and placed:
-            with timed(timings, "statistics"):
-                add_layer(stages.statistics, name, values.to(dtype), placed)
+            stages.writer.write(to.schemas[name], batch, values, record, first=sequences.start)
+        with timed(timings, "statistics"):
+            first = (batch * spec.sequences + sequences.start) * spec.positions
+            stages.statistics.add(name, values, lengths, placed, first)
         to.progress.advance(f"batch {number + 1} of {spec.batches}, {name}")
 
     return take
@@ -174,10 +177,15 @@ def _taker(
 
 def _put_state(stages: _Stages, count: int) -> Future[dict[str, Any]] | None:
     """Have the statistics put as they are after so many batches; the record's entries of them."""
-    if stages.statistics is None:
+    to, states = stages.to, stages.statistics.states()
+    if not states:
         return None
-    to, state = stages.to, state_of(stages.statistics)
-    return stages.puts.submit(put_state, to.store, to.partition, count, state, to.record_key(count))
+
+    def put() -> dict[str, Any]:
+        bodies = {name: state.dump() for name, state in states.items()}
+        return put_states(to.store, to.partition, count, bodies, to.record_key(count))
+
+    return stages.puts.submit(put)
 
 
 def _of_run(stages: _Stages, number: int) -> int:

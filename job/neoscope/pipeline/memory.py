@@ -15,6 +15,8 @@ from neoscope.model.shapes import CPU_SEQUENCES
 from neoscope.pipeline.limits import ring_slots
 from neoscope.spec import RunSpec
 from neoscope.statistics.length_cells import BINS
+from neoscope.statistics.neurons import BINS as NEURON_BINS
+from neoscope.statistics.neurons import GPU_ELEMENTS, POWERS
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +48,8 @@ class DeviceMemory:
     working: int  # of a pass: hidden states, neurons, one block's steps
     staging: int  # layers in the order of their chunks, on their way to the host
     cast: int  # a layer in the dtype that is stored, for the statistics
-    statistics: int  # the state of all layers
+    statistics: int  # the states of all layers
+    by_neuron: int  # a part of a layer in float64, for the statistics by neuron
     workspace: int = WORKSPACE
 
     @property
@@ -61,9 +64,17 @@ def device_memory(spec: RunSpec, sizes: Sizes) -> DeviceMemory:
     return DeviceMemory(
         working_bytes(spec, sizes, spec.pass_sequences),
         spec.arrays * _slots(spec, sizes.neurons) * stored * layer,
-        spec.statistics * other_dtype * stored * layer,
-        spec.statistics * sizes.layers * sizes.cells * (CELL_BYTES + NEURON_BYTES * sizes.neurons),
+        (spec.statistics or spec.neurons) * other_dtype * stored * layer,
+        spec.statistics * sizes.layers * sizes.cells * (CELL_BYTES + NEURON_BYTES * sizes.neurons)
+        + neurons_bytes(spec, sizes.neurons, sizes.layers),
+        spec.neurons * 8 * POWERS * min(layer, GPU_ELEMENTS),
     )
+
+
+def neurons_bytes(spec: RunSpec, neurons: int, layers: int) -> int:
+    """The state by neuron, apart for first positions: bins, a pivot, sums of powers, a count, contexts."""
+    one = 4 * NEURON_BINS + 4 + 8 * POWERS + 4 + 2 * spec.contexts * (4 + 8)
+    return spec.neurons * 2 * layers * neurons * one
 
 
 def host_buffers(spec: RunSpec, neurons: int) -> int:

@@ -7,8 +7,6 @@ a batch is made; see `loop`.
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import torch
 from neoscope.format import layout, records
 from neoscope.format.arrays import array_schemas, schemas_of
 from neoscope.format.claim import put_claim
-from neoscope.format.statistics import last_state
+from neoscope.format.states import last_state
 from neoscope.format.vocabulary import vocabulary_content
 from neoscope.model import numerics
 from neoscope.model.loading import gpu_count, pick_device
@@ -26,6 +24,7 @@ from neoscope.model.memory import translate_out_of_memory
 from neoscope.pipeline import memory
 from neoscope.pipeline.inputs import Inputs, of_partition, prepare
 from neoscope.pipeline.loop import store_batches
+from neoscope.pipeline.partition_statistics import compile_kernels
 from neoscope.pipeline.provenance import (
     describe_environment,
     keep_memory_flat,
@@ -36,7 +35,6 @@ from neoscope.pipeline.timing import timed
 from neoscope.pipeline.worker import Rank, own_device
 from neoscope.progress import Progress
 from neoscope.spec import RunSpec
-from neoscope.statistics.length_cells import Cells
 from neoscope.storage.store import Store
 
 
@@ -68,14 +66,11 @@ def store_partitions(
             torch.cuda.set_device(target)
         environment = describe_environment(target)
     start = _Start(spec, store, text_paths, target, environment, progress)
-    # It takes a second to compile: beside the text and the weights, not in the first layer's hook.
-    threading.Thread(
-        target=importlib.import_module, args=["neoscope.statistics.length_kernels"], daemon=True
-    ).start()
+    compile_kernels()
     prepared: Inputs | None = None
     for partition in partitions:
         timings: dict[str, float] = {}
-        last, cells = last_state(store, claim, partition, stored) if claim else (None, None)
+        last, states = last_state(store, claim, partition, stored) if claim else (None, {})
         stored = None  # others may go on meanwhile
         if last and last["batches"] == spec.batches:
             continue  # another worker has made it meanwhile
@@ -88,7 +83,7 @@ def store_partitions(
                 prepared, claim = _prepare(start, partition, claim, last)
             else:
                 prepared = of_partition(prepared, spec, partition, last, text_paths, progress)
-        _store_partition(start, partition, claim, prepared, last, cells, timings)
+        _store_partition(start, partition, claim, prepared, last, states, timings)
     return claim
 
 
@@ -131,16 +126,16 @@ def _store_partition(
     claim: dict[str, Any],
     prepared: Inputs,
     last: dict[str, Any] | None,
-    cells: Cells | None,
+    states: dict[str, bytes],
     timings: dict[str, float],
 ) -> None:
-    """Store and record the batches of a partition after its last record, with the `cells` up to it."""
+    """Store and record the batches of a partition after its last record, with the `states` up to it."""
     spec, progress = start.spec, start.progress
     first = last["batches"] if last else 0
     layers = (spec.batches - first) * len(claim["hook"]["layers"])
     progress.begin("capturing", layers * spec.sequences // spec.pass_sequences, "layers")
     to = Destination(start.store, claim, schemas_of(claim), partition, start.environment, progress)
-    store_batches(spec, prepared, to, first, cells, start.device, timings)
+    store_batches(spec, prepared, to, first, states, start.device, timings)
     progress.end()
 
 

@@ -17,8 +17,9 @@ from neoscope.errors import CheckError, InputError
 from neoscope.format import chunks, layout, records
 from neoscope.format.arrays import ArraySchema
 from neoscope.format.chunks import StoredChunk
+from neoscope.format.layout import state_key
+from neoscope.format.states import kept
 from neoscope.pipeline import stored_batch
-from neoscope.pipeline.accumulators import state_keys
 from neoscope.pipeline.stages import InOrder
 from neoscope.pipeline.stored_batch import PassedBatch, StoredBatch
 from neoscope.pipeline.timing import timed
@@ -124,7 +125,7 @@ class Recording:
         content |= {"environment": to.environment, "timings": timings}
         records.put_record(to.store, to.claim, to.partition, count, content)
         if state and before:
-            self._delete(state_keys(to.partition, before))
+            self._delete([state_key(name, to.partition, before) for name in kept(to.claim["spec"])])
 
     def _delete(self, superseded: list[str]) -> None:
         """Delete the statistics of the record before. Where that is not allowed they stay, which is told

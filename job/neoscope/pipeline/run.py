@@ -21,7 +21,7 @@ from neoscope.format.claim import check_destination
 from neoscope.format.layout import CLAIM
 from neoscope.format.manifest import read_manifest
 from neoscope.format.records import read_claim, stored_batch_counts
-from neoscope.format.statistics import clear_superseded
+from neoscope.format.states import clear_superseded
 from neoscope.model.device import check_device
 from neoscope.model.shapes import check_shape
 from neoscope.pipeline.commit import commit

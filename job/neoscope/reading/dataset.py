@@ -61,7 +61,7 @@ def open_run(url: str, *, endpoint_url: str | None = None, chunks: Any = None) -
         )
     if chunks is not None and importlib.util.find_spec("dask") is None:
         raise UsageError(f"chunks={chunks!r} needs dask, which is not installed: pip install dask")
-    store = _store(url, endpoint_url)
+    store = open_store_of(url, endpoint_url)
     manifest = read_manifest(store)
     if manifest is None and (selection := store.get(SELECTION)):
         _check_selection(store, json.loads(selection))
@@ -84,7 +84,8 @@ def _are_chunks(chunks: Any) -> bool:
     return chunks is None or chunks == "auto" or (isinstance(chunks, int) and chunks is not True)
 
 
-def _store(url: Any, endpoint_url: Any) -> Store:
+def open_store_of(url: Any, endpoint_url: Any) -> Store:
+    """The store at a URL that a user gave. Raises InputError for one that is no string."""
     endpoint = None if endpoint_url is None else check_name("endpoint_url", endpoint_url)
     return open_store(check_name("url", url), endpoint_url=endpoint)
 
@@ -115,7 +116,26 @@ def open_statistics(url: str, *, endpoint_url: str | None = None) -> xarray.Data
     `squared_deviation` [layer, first_position, length, neuron], described in their attributes. Raises
     InputError where there is no committed run, or where it was made with --no-statistics.
     """
-    return open_statistics_of(_store(url, endpoint_url))
+    return open_statistics_of(open_store_of(url, endpoint_url))
+
+
+def open_neurons(url: str, *, endpoint_url: str | None = None) -> xarray.Dataset:
+    """What each neuron of a committed run does; `by_neuron` says what follows from it.
+
+    `tokens` [first_position]; `mean`, `moment2`, `moment3`, `moment4`, `min`, `max` and `firing` [layer,
+    first_position, neuron]; `histogram` [layer, first_position, neuron, bin]; `highest_value`,
+    `highest_token`, `lowest_value` and `lowest_token` [layer, first_position, neuron, context]; each
+    described in its attributes. What is selected is read when it is used. Raises InputError where there
+    is no committed run, or where it was made with --no-neurons.
+    """
+    return open_neurons_of(open_store_of(url, endpoint_url))
+
+
+def open_neurons_of(store: Store) -> xarray.Dataset:
+    """The dataset of `open_neurons`, of the run in `store`."""
+    if "neurons" not in committed(store):
+        raise InputError(f"the run at {store.url} has no statistics by neuron: it has --no-neurons")
+    return _open_group(store, layout.NEURONS)
 
 
 def open_statistics_of(store: Store) -> xarray.Dataset:

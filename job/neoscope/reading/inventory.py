@@ -18,6 +18,7 @@ from neoscope.format import chunks, sealed_json
 from neoscope.format.arrays import ArraySchema, schemas_of
 from neoscope.format.layout import CLAIM, MANIFEST, TOKEN_IDS, TOKEN_LENGTH, VOCABULARY, record_key
 from neoscope.format.records import each_record
+from neoscope.format.states import kept
 from neoscope.format.totals import Totals
 from neoscope.storage.store import Store, again
 
@@ -111,7 +112,9 @@ def read_inventory(store: Store) -> Inventory:
         VOCABULARY: claim["tokenizer"]["vocabulary_digest"],
         **manifest["zarr"],
         **{
-            key: o["sha256"] for key, o in manifest.get("statistics", {}).get("objects", {}).items()
+            key: entry["sha256"]
+            for name in kept(claim["spec"])
+            for key, entry in manifest.get(name, {}).get("objects", {}).items()
         },
     }
     said = {CLAIM: manifest["claim"], **manifest["records"]}
@@ -143,11 +146,11 @@ def _take(found: Inventory, key: str, record: dict[str, Any]) -> None:
     )
     histogram = {int(length): count for length, count in record["length_histogram"].items()}
     found.tokens.append(Tokens(key, ids, lengths, histogram))
-    if "statistics" in record:
-        cells = record["statistics"]
-        found.digests[cells["key"]] = cells["digest"]
+    for name in kept(found.claim["spec"]):
+        state = record[name]
+        found.digests[state["key"]] = state["digest"]
         if record["batches"] < found.claim["spec"]["batches"]:
-            found.superseded.add(cells["key"])
+            found.superseded.add(state["key"])
 
 
 def read_chunk(store: Store, key: str, expected: Expected) -> npt.NDArray[Any] | Problem:

@@ -6,7 +6,8 @@ In: the dataset of `neurons.zarr`, or any selection of it. Out: labelled arrays.
     by_neuron.quantile(neurons.sel(layer=3), [0.05, 0.95])  # [quantile, neuron]
     by_neuron.contexts(neurons.sel(layer=3, neuron=5))      # value and token [context]
 
-Every function takes `first_positions=False` to leave the tokens out that stand first in a sequence.
+Every function takes `first_positions=False` to leave the tokens out that stand first in a sequence. What is
+not a dataset of `open_neurons` is an InputError.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from neoscope.errors import UsageError
+from neoscope.argument_checks import check_flag
+from neoscope.errors import InputError, UsageError
 
 FIRST = "first_position"
 
@@ -118,10 +120,10 @@ def contexts(
     """The `count` highest values of each neuron, or its lowest, one for each sequence: `value` and `token`
     [layer, neuron, context], NaN and -1 where there are no more. `token` is an index in the flattened
     `token_ids`. All that are kept by default. Raises UsageError for more than are kept."""
+    parts = _chosen(neurons, first_positions)
     kept = neurons.sizes["context"]
     if count is not None and not 1 <= count <= kept:
         raise UsageError(f"the run keeps {kept} contexts of each neuron, so count can't be {count}")
-    parts = _chosen(neurons, first_positions)
     name = "lowest" if lowest else "highest"
     positions = neurons.attrs["positions"]
 
@@ -176,4 +178,8 @@ def strongest(neurons: xr.Dataset, count: int = 10, *, first_positions: bool = T
 
 
 def _chosen(neurons: xr.Dataset, first_positions: bool) -> xr.Dataset:
-    return neurons if first_positions else neurons.isel({FIRST: [0]})
+    if not isinstance(neurons, xr.Dataset) or "length" in neurons.dims or "tokens" not in neurons:
+        what = type(neurons).__name__
+        raise InputError(f"the dataset of neoscope.open_neurons is needed, not this {what}")
+    every = check_flag("first_positions", first_positions)
+    return neurons if every else neurons.isel({FIRST: [0]})

@@ -15,11 +15,16 @@ import numpy.typing as npt
 import torch
 
 from neoscope.errors import CheckError, UsageError
-from neoscope.statistics.neurons import BINS, BINS_PER_UNIT, CONTEXTS, HALF, POWERS, Neurons
+from neoscope.statistics.neurons import (
+    BINS,
+    BINS_PER_UNIT,
+    GPU_ELEMENTS,
+    HALF,
+    POWERS,
+    Neurons,
+)
 
 MAX_TOKENS = 2**32 - 1  # that 32 bits count
-# Values that are added up on a GPU at a time: 128 MB in float64.
-ELEMENTS = 1 << 24
 
 
 class NeuronStatistics:
@@ -37,7 +42,7 @@ class NeuronStatistics:
         neurons: int,
         tokens: int,
         device: torch.device,
-        contexts: int = CONTEXTS,
+        contexts: int,
     ) -> None:
         if tokens > MAX_TOKENS:
             raise UsageError(
@@ -126,7 +131,7 @@ def accumulate_torch(
     on any device: the same every time, and the host never waits."""
     positions = np.flatnonzero(chosen.any(axis=0))
     used = slice(int(positions[0]), int(positions[-1]) + 1)
-    at_a_time = max(1, ELEMENTS // ((used.stop - used.start) * values.shape[2]))
+    at_a_time = max(1, GPU_ELEMENTS // ((used.stop - used.start) * values.shape[2]))
     for start in range(0, len(values), at_a_time):
         part, keep = (
             each[start : start + at_a_time] for each in (values, torch.from_numpy(chosen))

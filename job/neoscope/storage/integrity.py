@@ -24,7 +24,7 @@ from obstore.store import LocalStore, S3Store
 from neoscope.storage.s3 import sibling
 
 if TYPE_CHECKING:
-    from obstore import PutMode
+    from obstore import Attributes, PutMode
 
 
 Body = bytes | memoryview
@@ -46,20 +46,27 @@ class Checksums:
         self._checks = None if isinstance(backend, S3Store) else False
         self._asking = threading.Lock()
 
-    def put(self, key: str, body: Body, mode: PutMode) -> tuple[str | None, bool]:
+    def put(
+        self, key: str, body: Body, mode: PutMode, content_type: str | None = None
+    ) -> tuple[str | None, bool]:
         """Put a body with one request; its tag, and whether the store has checked that it is this body.
 
         Raises obstore's exceptions; see `refused`.
         """
+        attributes: Attributes | None = None
+        if content_type and isinstance(self._plain, S3Store):  # a folder has no such thing
+            attributes = {"Content-Type": content_type}
         if self._checks is None and len(body):
             with self._asking:
-                if self._checks is None and (tag := self._ask(key, body, mode)):
+                if self._checks is None and (tag := self._ask(key, body, mode, attributes)):
                     return tag, False
         backend = self._summed if self._checks else self._plain
-        tag = obstore.put(backend, key, body, mode=mode, use_multipart=False)["e_tag"]
+        tag = _put(backend, key, body, mode, attributes)
         return tag, bool(self._checks)
 
-    def _ask(self, key: str, body: Body, mode: PutMode) -> str | None:
+    def _ask(
+        self, key: str, body: Body, mode: PutMode, attributes: Attributes | None
+    ) -> str | None:
         """Put a body with a wrong checksum; its tag where the store takes it in spite of that.
 
         Where the answer says nothing of checksums, the next put asks again.
@@ -67,7 +74,7 @@ class Checksums:
         assert isinstance(self._plain, S3Store)
         wrong = _sibling(self._plain, checksum=False)
         try:
-            tag = obstore.put(wrong, key, body, mode=mode, use_multipart=False)["e_tag"]
+            tag = _put(wrong, key, body, mode, attributes)
         except faults.BaseError as error:
             if refused(error):
                 self._checks = True
@@ -76,6 +83,17 @@ class Checksums:
             return None
         self._checks = False
         return tag
+
+
+def _put(
+    backend: S3Store | LocalStore,
+    key: str,
+    body: Body,
+    mode: PutMode,
+    attributes: Attributes | None,
+) -> str | None:
+    put = obstore.put(backend, key, body, mode=mode, use_multipart=False, attributes=attributes)
+    return put["e_tag"]
 
 
 def refused(error: Exception) -> bool:

@@ -100,9 +100,10 @@ class Store:
         except FileNotFoundError:
             return None
 
-    def put(self, key: str, body: Body) -> str | None:
-        """Put an object whole, in one request, over whatever is there; its tag."""
-        return self._put(key, body, "overwrite")
+    def put(self, key: str, body: Body, content_type: str | None = None) -> str | None:
+        """Put an object whole, in one request, over whatever is there; its tag. A bucket says of what
+        `content_type` it is to who asks for it by HTTP."""
+        return self._put(key, body, "overwrite", content_type)
 
     def create(self, key: str, body: Body) -> str | None:
         """Put an object only where there is none (`If-None-Match: *`); its tag.
@@ -119,7 +120,9 @@ class Store:
         """The store's own tag of an object's content."""
         return self._look_up(key)[1]
 
-    def _put(self, key: str, body: Body, mode: PutMode) -> str | None:
+    def _put(
+        self, key: str, body: Body, mode: PutMode, content_type: str | None = None
+    ) -> str | None:
         """Put a body until it is there as it is; its tag."""
         reason = ""
         for _ in range(PUTS):
@@ -129,7 +132,7 @@ class Store:
                 put, checked = self._requests.do(
                     "s3:PutObject",
                     key,
-                    functools.partial(self._checksums.put, key, body, mode),
+                    functools.partial(self._checksums.put, key, body, mode, content_type),
                     lambda _: len(body),
                 )
                 size, tag = self._look_up(key)

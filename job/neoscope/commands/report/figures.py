@@ -77,6 +77,25 @@ def correlations(r: xr.DataArray) -> str:
         return _svg(figure, words)
 
 
+def firing(layers: list[dict[str, Any]]) -> str:
+    """How often the neurons of each layer fire: `layers` have the `firing` of the neurons at the 5th, 50th
+    and 95th percentile."""
+    with rc_context(STYLE):
+        figure, axes = _figure(6.4, 2.8)
+        for each in layers:
+            low, middle, high = (100 * share for share in each["firing"])
+            axes.plot([each["layer"]] * 2, [low, high], color=GROUP_COLOURS["shorter"], linewidth=6)
+            axes.plot(each["layer"], middle, "o", color=GROUP_COLOURS["longer"], markersize=5)
+        axes.set_ylim(0, 100)
+        axes.set_xticks(some_layers(np.array([each["layer"] for each in layers])))
+        axes.set_xlabel("layer")
+        axes.set_ylabel("tokens at which it fires, %")
+        words = (
+            "How often each layer's neurons fire: the median, and the 5th to the 95th percentile"
+        )
+        return _svg(figure, words)
+
+
 def token_shares(layers: list[int], shares: dict[str, list[float | None]]) -> str:
     """The median neuron's share of variance in each layer that goes with the `token` at all, with length and
     frequency (`both`), with `frequency` and with `length`; a gap for None."""

@@ -15,10 +15,12 @@ import numpy as np
 import xarray as xr
 
 from neoscope.commands.report import figures
+from neoscope.commands.report.neuron_section import neuron_section
 from neoscope.commands.report.token_section import Unanswerable, token_section
 from neoscope.errors import CheckError
 from neoscope.format.layout import VOCABULARY
 from neoscope.format.manifest import read_manifest, text_name
+from neoscope.format.states import kept
 from neoscope.progress import Progress
 from neoscope.reading.dataset import open_arrays, open_statistics_of
 from neoscope.statistics import by_length, drawing
@@ -48,6 +50,7 @@ def report(store: Store, *, permutations: int | None, progress: Progress) -> str
     histograms = by_length.histograms(statistics)
     limits = drawing.limits(histograms)
     correlation = by_length.correlation(statistics)
+    neurons = neuron_section(store) if "neurons" in manifest else None
     return template.render(
         url=store.url,
         manifest=manifest,
@@ -62,6 +65,8 @@ def report(store: Store, *, permutations: int | None, progress: Progress) -> str
         heat=_heat(statistics),
         correlation_figure=figures.correlations(correlation),
         strongest=_strongest(correlation),
+        neurons=neurons,
+        firing_figure=figures.firing(neurons["layers"]) if neurons else None,
         **_tokens(store, manifest, permutations, progress),
         sample=_sample(store, length["median"]),
     )
@@ -87,7 +92,11 @@ def _sizes(manifest: dict[str, Any]) -> dict[str, int]:
     """Stored bytes by kind."""
     return {
         "arrays": sum(entry["stored_bytes"] for entry in manifest["arrays"].values()),
-        "statistics": sum(entry["size"] for entry in manifest["statistics"]["objects"].values()),
+        "statistics": sum(
+            entry["size"]
+            for name in kept(manifest["spec"])
+            for entry in manifest[name]["objects"].values()
+        ),
     }
 
 

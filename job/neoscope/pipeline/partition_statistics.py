@@ -1,0 +1,106 @@
+"""All statistics of one partition that a run keeps, added up while it computes.
+
+In: layers from inside their hooks, with the lengths of their tokens and their place in the run. Out: the
+state of each at this moment, by name. It does not know the store.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from neoscope.format.layout import PARTITION_NEURONS, PARTITION_STATISTICS
+from neoscope.spec import LAYER, RunSpec
+from neoscope.statistics.length_accumulator import LengthStatistics, PlacedTokens
+from neoscope.statistics.length_cells import Cells
+from neoscope.statistics.neuron_accumulator import NeuronStatistics
+from neoscope.statistics.neurons import Neurons
+
+KERNELS = ("neoscope.statistics.length_kernels", "neoscope.statistics.neuron_kernels")
+
+
+def compile_kernels() -> None:
+    """Begin to compile: it takes seconds, beside the text and the weights, not in the first layer's hook."""
+
+    def compile_each() -> None:
+        for kernels in KERNELS:
+            importlib.import_module(kernels)
+
+    threading.Thread(target=compile_each, daemon=True).start()
+
+
+@dataclasses.dataclass(frozen=True)
+class PartitionStatistics:
+    """Those that the spec asks for; the others are None. They are of the values as they are stored."""
+
+    dtype: torch.dtype
+    by_length: LengthStatistics | None
+    by_neuron: NeuronStatistics | None
+
+    def place(self, token_lengths: npt.NDArray[np.uint16]) -> PlacedTokens | None:
+        """Where the tokens of a pass belong, once for all its layers."""
+        return self.by_length.place(token_lengths) if self.by_length else None
+
+    def add(
+        self,
+        name: str,
+        values: torch.Tensor,
+        token_lengths: npt.NDArray[np.uint16],
+        placed: PlacedTokens | None,
+        first: int,
+    ) -> None:
+        """Add a layer's values [sequence, position, neuron] at tokens of these lengths [sequence,
+        position], which are `placed`; `first` is the offset of the first of them in the run's flattened
+        `token_ids`."""
+        stored = values.to(self.dtype) if self.by_length or self.by_neuron else values
+        if self.by_length and placed:
+            self.by_length.add(name, stored, placed)
+        if self.by_neuron:
+            self.by_neuron.add(name, stored, token_lengths, first)
+
+    def check(self) -> None:
+        """Raise CheckError where a value that was added is not finite."""
+        if self.by_length:
+            self.by_length.check()
+
+    def states(self) -> dict[str, Cells | Neurons]:
+        """What has been added so far, by the names that records have; copies in host memory."""
+        states: dict[str, Cells | Neurons] = {}
+        if self.by_length:
+            states[PARTITION_STATISTICS] = self.by_length.cells()
+        if self.by_neuron:
+            states[PARTITION_NEURONS] = self.by_neuron.neurons()
+        return states
+
+
+def make_statistics(
+    spec: RunSpec,
+    claim: dict[str, Any],
+    lengths: npt.NDArray[np.uint16],
+    states: Mapping[str, bytes],
+    device: torch.device,
+) -> PartitionStatistics:
+    """A partition's statistics as they were when `states` were put, by name; from nothing where there are
+    none. `lengths` are those of the vocabulary's tokens."""
+    layers = [f"{LAYER}{number}" for number in claim["hook"]["layers"]]
+    neurons = claim["model"]["neurons"]
+    by_length, by_neuron = None, None
+    if spec.statistics:
+        by_length = LengthStatistics(lengths, layers=layers, neurons=neurons, device=device)
+        if PARTITION_STATISTICS in states:
+            by_length.restore(Cells.load(states[PARTITION_STATISTICS]))
+    if spec.neurons:
+        tokens = spec.batches * spec.tokens_per_batch
+        by_neuron = NeuronStatistics(
+            layers=layers, neurons=neurons, tokens=tokens, device=device, contexts=spec.contexts
+        )
+        if PARTITION_NEURONS in states:
+            by_neuron.restore(Neurons.load(states[PARTITION_NEURONS]))
+    return PartitionStatistics(getattr(torch, spec.store_dtype), by_length, by_neuron)
