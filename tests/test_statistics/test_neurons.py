@@ -70,6 +70,7 @@ def state_of(*batches: Batch, first: int = 0, contexts: int = 3) -> Neurons:
     for values, lengths in batches:
         state.add("MLP_0", values, lengths, first)
         first += lengths.size
+    state.check()
     return state.neurons()
 
 

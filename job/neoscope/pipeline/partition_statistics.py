@@ -67,8 +67,9 @@ class PartitionStatistics:
 
     def check(self) -> None:
         """Raise CheckError where a value that was added is not finite."""
-        if self.by_length:
-            self.by_length.check()
+        for each in (self.by_length, self.by_neuron):
+            if each:
+                each.check()
 
     def states(self) -> dict[str, Cells | Neurons]:
         """What has been added so far, by the names that records have; copies in host memory."""

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from neoscope.errors import CheckError, InputError
+from neoscope.errors import InputError
+from neoscope.statistics.finite import check_finite
 from neoscope.statistics.length_cells import BINS, BINS_PER_UNIT, HALF, Cells
 
 # What a thread block of a GPU takes at a time: a row of neurons is two lines of its cache in float32.
@@ -101,13 +102,7 @@ class LengthStatistics:
 
     def check(self) -> None:
         """Raise CheckError where a value that was added is not finite. The host waits for the device."""
-        finite = torch.isfinite(self._squares).flatten(1).all(dim=1).cpu()
-        bad = [name for name, index in self._layers.items() if not finite[index]]
-        if bad:
-            raise CheckError(
-                f"{', '.join(bad)} has values that are not finite: use --precision float32 or "
-                "--store-dtype float32, or look at the weights"
-            )
+        check_finite(self._layers, self._squares)
 
     def cells(self) -> Cells:
         """The state of the cells that have tokens, in host memory."""

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from neoscope.errors import CheckError, UsageError
+from neoscope.errors import UsageError
+from neoscope.statistics.finite import check_finite
 from neoscope.statistics.neurons import (
     BINS,
     BINS_PER_UNIT,
@@ -73,7 +74,7 @@ class NeuronStatistics:
     ) -> None:
         """Add a layer's values [sequence, position, neuron] at tokens of these lengths [sequence,
         position]; those of length 0 are special and do not count. `first` is the place of their first
-        token in the run's flattened `token_ids`. Raises CheckError where a value is not finite."""
+        token in the run's flattened `token_ids`. See `check` for values that are not finite."""
         layer = self._layers[name]
         values = values.float()
         accumulate = _accumulate_numba if values.device.type == "cpu" else accumulate_torch
@@ -88,11 +89,10 @@ class NeuronStatistics:
             state = (each[layer, index] for each in self._state.values())
             accumulate(values, chosen, first, *state)
             self._tokens[layer, index] += chosen.sum()
-        if not bool(torch.isfinite(self._state["powers"][layer]).all()):
-            raise CheckError(
-                f"{name} has values that are not finite: use --precision float32 or "
-                "--store-dtype float32, or look at the weights"
-            )
+
+    def check(self) -> None:
+        """Raise CheckError where a value that was added is not finite. The host waits for the device."""
+        check_finite(self._layers, self._state["powers"])
 
     def neurons(self) -> Neurons:
         """The state as it is now, in host memory."""
