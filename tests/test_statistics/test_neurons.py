@@ -40,7 +40,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setattr(
             neuron_accumulator, "_accumulate_numba", neuron_accumulator.accumulate_torch
         )
-        monkeypatch.setattr(neuron_accumulator, "ELEMENTS", 3 * POSITIONS * NEURONS)
+        monkeypatch.setattr(neuron_accumulator, "GPU_ELEMENTS", 3 * POSITIONS * NEURONS)
     return str(request.param)
 
 
