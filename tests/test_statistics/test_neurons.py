@@ -273,7 +273,7 @@ def test_counts_use_all_of_their_bits(way: str) -> None:
 
 def test_more_tokens_than_are_counted_are_refused() -> None:
     with pytest.raises(UsageError, match="4,294,967,296 tokens .* give more --partitions"):
-        NeuronStatistics(layers=["MLP_0"], neurons=1, tokens=2**32, device=CPU)
+        NeuronStatistics(layers=["MLP_0"], neurons=1, tokens=2**32, device=CPU, contexts=3)
 
 
 def test_constant_layers_are_found() -> None:
