@@ -31,6 +31,10 @@ DATA = {
     "neoscope/format/schemas/record.schema.json",
     "neoscope/format/schemas/manifest.schema.json",
     "neoscope/commands/report/template.html.jinja",
+    "neoscope/commands/report/token_section.html.jinja",
+    "neoscope/commands/atlas/index.html",
+    "neoscope/commands/atlas/atlas.css",
+    "neoscope/commands/atlas/atlas.js",
 }
 
 

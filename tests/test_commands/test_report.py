@@ -81,7 +81,9 @@ def test_every_figure_has_words_and_takes_its_colours_from_the_page(
 ) -> None:
     url, page = reported
     figures = page.all("svg")
-    assert len(figures) == 1 + 3 + 1 + 1  # lengths, one a layer, correlations, shares of variance
+    assert (
+        len(figures) == 1 + 3 + 1 + 1 + 1
+    )  # lengths, one a layer, correlations, firing, shares of variance
     assert all(each["role"] == "img" and len(each["aria-label"] or "") > 20 for each in figures)
     source = (url / "report.html").read_text("utf-8")
     assert "#00000" not in source

@@ -12,6 +12,7 @@ import pytest
 import transformers
 import xxhash
 
+from neoscope.format.layout import NEURONS_DIMENSIONS
 from neoscope.model.hooks import capture
 from support.command import invoke, neoscope
 from support.making import BATCHES, LAYERS, SEQUENCES, SIZE, Run, group, sample, values
@@ -45,8 +46,21 @@ def test_a_run_leaves_exactly_what_the_contract_says(run: Run) -> None:
         *(f"statistics.zarr/{name}/c/0" for name in coordinates),
         *(f"statistics.zarr/{name}/c/{layer}/0/0/0" for name in by_layer for layer in range(3)),
     }
-    expected = chunks | tables | metadata | records | documents | statistics
+    expected = chunks | tables | metadata | records | documents | statistics | neuron_objects()
     assert set(listing(run.url)) == expected
+
+
+def neuron_objects() -> set[str]:
+    """What is kept by neuron: a chunk a layer, and one of what has no layer."""
+    labels = {"layer", "first_position", "neuron", "bin_left", "bin_right"}
+    found = {"neurons/00000-00000002.safetensors", "neurons.zarr/zarr.json"}
+    for name, dimensions in NEURONS_DIMENSIONS.items():
+        found.add(f"neurons.zarr/{name}/zarr.json")
+        layers = range(3) if dimensions[0] == "layer" and len(dimensions) > 1 else [0]
+        rest = "/0" * (len(dimensions) - 1)
+        found |= {f"neurons.zarr/{name}/c/{layer}{rest}" for layer in layers}
+    assert labels <= NEURONS_DIMENSIONS.keys()
+    return found
 
 
 @pytest.mark.filterwarnings("error")

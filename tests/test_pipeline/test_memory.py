@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from neoscope.commands.plan import CUDA_BYTES, plan
+from neoscope.commands.plan import CUDA_BYTES, plan, sizes_of
 from neoscope.errors import InputError
 from neoscope.model import loading
-from neoscope.pipeline import inputs, memory, partition
+from neoscope.pipeline import inputs, memory
 from neoscope.spec import GPT_NEO_125M, RunSpec
 from neoscope.statistics.length_accumulator import LengthStatistics
+from neoscope.statistics.neuron_accumulator import NeuronStatistics
 from support.command import invoke
 
 SIZES = memory.Sizes(12, 3072, 768, 12, cells=62, ours=True, eager=False)
@@ -25,26 +26,27 @@ LAYER = 16 * 512 * 3072 * 4
 
 
 def test_a_run_of_the_125m_shape_holds_what_can_be_counted_by_hand() -> None:
-    """Residual stream, shared output, and 6 of the stream's width or the activated neurons; two layers on
-    their way; 12 x 62 cells of 1602 bins, and three sums a neuron."""
-    found = memory.device_memory(RunSpec(), SIZES)
+    """Residual stream, shared output, and 6 of the stream's width or the activated neurons; three layers
+    on their way; 12 x 62 cells of 1602 bins, and three sums a neuron."""
+    found = memory.device_memory(RunSpec(neurons=False), SIZES)
     assert found.working == 16 * 512 * 4 * (768 + 3072 + 6 * 768)
-    assert found.staging == memory.host_buffers(RunSpec(), 3072) == 2 * LAYER
+    assert found.staging == memory.host_buffers(RunSpec(), 3072) == 3 * LAYER
     assert found.cast == 0
     assert found.statistics == 12 * 62 * (1602 * 8 + 3072 * 20)
+    assert found.by_neuron == 0
     assert found.total == sum(dataclasses.astuple(found))
 
 
 def test_what_is_not_asked_for_takes_nothing() -> None:
-    sums = memory.device_memory(RunSpec(arrays=False), SIZES)
+    sums = memory.device_memory(RunSpec(arrays=False, neurons=False), SIZES)
     assert sums.total == sums.working + sums.statistics + memory.WORKSPACE
-    arrays = memory.device_memory(RunSpec(statistics=False), SIZES)
+    arrays = memory.device_memory(RunSpec(statistics=False, neurons=False), SIZES)
     assert arrays.total == arrays.working + arrays.staging + memory.WORKSPACE
     halves = memory.device_memory(RunSpec(store_dtype="float16"), SIZES)
-    assert (halves.staging, halves.cast) == (LAYER, LAYER // 2)
+    assert (halves.staging, halves.cast) == (4 * LAYER // 2, LAYER // 2)
     small = memory.device_memory(RunSpec(sequences_per_pass=2), SIZES)
     assert small.working * 8 == memory.device_memory(RunSpec(), SIZES).working
-    assert small.staging * 8 == 2 * LAYER
+    assert small.staging == memory.host_buffers(RunSpec(sequences_per_pass=2), 3072)
 
 
 def test_eager_attention_counts_its_scores_where_they_are_more() -> None:
@@ -55,14 +57,15 @@ def test_eager_attention_counts_its_scores_where_they_are_more() -> None:
     assert memory.working_bytes(spec, theirs, 16) == 16 * 2048 * 4 * (2 * 768 + 3 * 3072)
 
 
-def test_the_state_of_the_statistics_is_what_is_reckoned() -> None:
-    state = LengthStatistics(
-        torch.arange(32).numpy().astype("uint16"),
-        layers=[f"MLP_{number}" for number in range(12)],
-        neurons=3072,
-        device=torch.device("cpu"),
+def test_the_states_of_the_statistics_are_what_is_reckoned() -> None:
+    layers = [f"MLP_{number}" for number in range(12)]
+    cpu = torch.device("cpu")
+    by_length = LengthStatistics(
+        torch.arange(32).numpy().astype("uint16"), layers=layers, neurons=3072, device=cpu
     )
-    tensors = [each for each in vars(state).values() if isinstance(each, torch.Tensor)]
+    by_neuron = NeuronStatistics(layers=layers, neurons=3072, tokens=8192, device=cpu, contexts=32)
+    tensors = [each for each in vars(by_length).values() if isinstance(each, torch.Tensor)]
+    tensors += by_neuron._state.values()
     assert sum(each.nbytes for each in tensors) == (
         memory.device_memory(RunSpec(), SIZES).statistics
     )
@@ -76,33 +79,23 @@ def test_a_plan_and_the_check_before_a_pass_reckon_alike(
     assert invoke("run", tmp_path / "run", *small_run).code == 0
     ((spec, sizes),) = seen
     planned = plan(spec)
-    assert planned.shape.sizes == dataclasses.replace(sizes, cells=planned.shape.sizes.cells)
+    reckoned = sizes_of(spec, planned.shape)
+    assert reckoned == dataclasses.replace(sizes, cells=reckoned.cells)
     assert planned.device_memory == (
-        CUDA_BYTES
-        + planned.shape.weight_bytes
-        + memory.device_memory(spec, planned.shape.sizes).total
+        CUDA_BYTES + planned.shape.weight_bytes + memory.device_memory(spec, reckoned).total
     )
-    known = plan(RunSpec(model=GPT_NEO_125M))
-    assert known.shape.sizes == SIZES  # 62 is what GPT-2's vocabulary has
+    known = RunSpec(model=GPT_NEO_125M)
+    assert sizes_of(known, plan(known).shape) == SIZES  # 62 is what GPT-2's vocabulary has
 
 
-@pytest.mark.parametrize(
-    ("sequences", "advice"),
-    [
-        (15, "use --sequences-per-pass 8"),
-        (8, "use --sequences-per-pass 8"),
-        (7, "use --sequences-per-pass 4"),
-        (1, "use --sequences-per-pass 1"),
-        (0, "lower --positions"),
-    ],
-)
-def test_too_little_memory_names_the_number_that_would_do(sequences: int, advice: str) -> None:
+@pytest.mark.parametrize("fitting", [8, 4, 1, 0])
+def test_too_little_memory_names_the_number_that_would_do(fitting: int) -> None:
     def total(number: int) -> int:
         return memory.device_memory(RunSpec(sequences_per_pass=number), SIZES).total
 
-    one = total(2) - total(1)
     memory.require(RunSpec(), SIZES, total(16))
-    free = total(1) + (sequences - 1) * one
+    free = total(fitting) if fitting else total(1) - 1
+    advice = f"use --sequences-per-pass {fitting}" if fitting else "lower --positions"
     with pytest.raises(InputError) as caught:
         memory.require(RunSpec(), SIZES, free)
     assert str(caught.value) == (
@@ -142,11 +135,11 @@ def by_cublas(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     ("place", "refused", "options", "advice"),
     [
-        ("stream", by_torch, [], "lower --sequences-per-pass"),
-        ("stream", by_cublas, ["--sequences-per-pass", "1"], "lower --positions"),
-        ("LengthStatistics", by_torch, [], "lower --sequences-per-pass"),
-        ("LayerWriter", by_cuda, [], "lower --sequences-per-pass"),
-        ("describe_environment", by_cuda, [], "lower --sequences-per-pass"),
+        ("loop.stream", by_torch, [], "lower --sequences-per-pass"),
+        ("loop.stream", by_cublas, ["--sequences-per-pass", "1"], "lower --positions"),
+        ("partition_statistics.LengthStatistics", by_torch, [], "lower --sequences-per-pass"),
+        ("loop.LayerWriter", by_cuda, [], "lower --sequences-per-pass"),
+        ("partition.describe_environment", by_cuda, [], "lower --sequences-per-pass"),
     ],
 )
 def test_memory_that_runs_out_after_the_check_may_be_there_later(
@@ -158,7 +151,7 @@ def test_memory_that_runs_out_after_the_check_may_be_there_later(
     options: list[str],
     advice: str,
 ) -> None:
-    monkeypatch.setattr(partition, place, refused)
+    monkeypatch.setattr(f"neoscope.pipeline.{place}", refused)
     done = invoke("run", tmp_path / "run", *small_run, *options)
     sequences = "1" if options else "8"
     assert (done.code, done.err.splitlines()[-1]) == (
@@ -174,7 +167,7 @@ def test_another_error_of_a_pass_stays_what_it_is(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("the size of tensor a must match the size of tensor b")
 
-    monkeypatch.setattr(partition, "stream", fail)
+    monkeypatch.setattr("neoscope.pipeline.loop.stream", fail)
     assert invoke("run", tmp_path / "run", *small_run).code == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -304,6 +305,10 @@ def test_a_run_takes_the_gpu_of_its_process(
     environment: Environment, said: str, tmp_path: Path
 ) -> None:
     """Seen by the GPU that is not there."""
-    words = ("--dataset", "sample", "--partitions", 6, "--partition", "auto")
+    texts = [tmp_path / f"{number}.jsonl" for number in range(6)]
+    for text in texts:
+        text.write_text(json.dumps({"text": "a word"}) + "\n")
+    given = [word for text in texts for word in ("--text", text)]
+    words = ("--weights", "random", *given, "--partitions", 6, "--partition", "auto")
     done = invoke("run", tmp_path / "run", *words, **environment)
     assert (done.code, said in done.err) == (3, True), done.err

@@ -187,7 +187,13 @@ def test_a_share_goes_on_where_its_place_says(tmp_path: Path) -> None:
     assert rest(documents([path], **share, resume_state=place)) == EXPECTED[27:]
 
 
-@pytest.mark.parametrize(("name", "possible"), [("a.parquet", "4 parts"), ("a.jsonl", "1 part")])
+@pytest.mark.parametrize(
+    ("name", "possible"),
+    [
+        ("a.parquet", "is 4 files or row groups of Parquet: use --partitions 4"),
+        ("a.jsonl", "is one file: use --partitions 1"),
+    ],
+)
 def test_too_many_partitions_say_how_many_are_possible(
     tmp_path: Path, name: str, possible: str
 ) -> None:
@@ -293,7 +299,7 @@ def test_the_ending_says_the_kind(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["a.csv", "a", "a.gz", ".jsonl", "a.jsonl.bak", "jsonl"])
 def test_an_ending_that_says_nothing_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match=r"known are \.jsonl, .*\.parquet"):
+    with pytest.raises(UsageError, match=r"unknown file type; use \.jsonl, .*\.parquet"):
         file_kind([Path(name)])
 
 

@@ -90,7 +90,7 @@ def plan(spec: RunSpec) -> Plan:
     shape = model_shape(spec)
     schemas = array_schemas(spec, layers=shape.layers, neurons=shape.neurons)
     parts = _parts(spec, shape, schemas)
-    sizes = _sizes(spec, shape)
+    sizes = sizes_of(spec, shape)
     states = _cells_bytes(spec, shape) + _neurons_bytes(spec, shape)
     host = PROCESS_BYTES + shape.weight_bytes + memory.host_buffers(spec, shape.neurons)
     return Plan(
@@ -106,7 +106,7 @@ def plan(spec: RunSpec) -> Plan:
     )
 
 
-def _sizes(spec: RunSpec, shape: Shape) -> memory.Sizes:
+def sizes_of(spec: RunSpec, shape: Shape) -> memory.Sizes:
     """What the model is for the reckoning of memory."""
     return memory.Sizes(
         len(shape.layers),
