@@ -72,8 +72,10 @@ def store_batches(
 
     `timings` are the seconds of what the first record has taken already.
     """
-    statistics = make_statistics(spec, to.claim, prepared.lengths, states, device)
     with ExitStack() as stack:
+        # From the state of the statistics to the last copy out of the pinned buffers.
+        stack.enter_context(translate_out_of_memory(lambda: memory.ran_out(spec)))
+        statistics = make_statistics(spec, to.claim, prepared.lengths, states, device)
         stages = _begin(stack, spec, prepared, to, first, statistics, device)
         for count in record_counts(to.claim["spec"]):
             if count <= first:
@@ -104,8 +106,6 @@ def _begin(
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         return pool
 
-    # From the pinned buffers to the last copy.
-    stack.enter_context(translate_out_of_memory(lambda: memory.ran_out(spec)))
     writer = None
     if spec.arrays:
         layer = next(iter(to.schemas.values()))
