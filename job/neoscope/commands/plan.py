@@ -22,7 +22,7 @@ from neoscope.pipeline import memory
 from neoscope.spec import LAYER, RunSpec
 
 # Python with everything imported and a text open, before a model is there: GPT-Neo 125M's run of
-# 16 x 512 tokens peaks at 2.07 GB, of which the rest below is 0.94 GB.
+# 16 x 512 tokens peaks at 2.20 GB, of which the rest below is 1.07 GB.
 PROCESS_BYTES = 1_130_000_000
 CUDA_BYTES = 500_000_000  # a context and its kernels, on the device
 # Lengths of tokens that a text has, counted twice where a sequence begins with one: 21 in 8192 tokens.
