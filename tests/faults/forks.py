@@ -181,7 +181,8 @@ def _warm() -> None:
     import neoscope.commands.verify
     import neoscope.pipeline.partition
     import neoscope.reading.status
-    import neoscope.statistics.length_kernels  # noqa: F401
+    import neoscope.statistics.length_kernels
+    import neoscope.statistics.neuron_kernels  # noqa: F401
     from neoscope.format import sealed_json
 
     torch.set_num_threads(1)
