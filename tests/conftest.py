@@ -67,7 +67,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in settings.items():
                 patch.setenv(name, value)
-            boto3.client("s3").create_bucket(Bucket=BUCKET)
+            boto3.Session().client("s3").create_bucket(Bucket=BUCKET)
             yield server.endpoint
 
 

@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
         for name in minio.SHADOWING:
             os.environ.pop(name, None)
         os.environ.update(minio.read_environment(minio.DIRECTORY))
-    store = boto3.client(
+    store = boto3.Session().client(
         "s3",
         endpoint_url=given or os.environ["AWS_ENDPOINT_URL"],
         config=Config(connect_timeout=5),

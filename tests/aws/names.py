@@ -149,7 +149,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         try:
             wait_for(PORT)
-            client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{PORT}")
+            client = boto3.Session().client("s3", endpoint_url=f"http://127.0.0.1:{PORT}")
             for bucket in REGIONS:
                 client.create_bucket(Bucket=bucket)
             yield front

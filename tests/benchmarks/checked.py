@@ -127,7 +127,7 @@ def measure(name: str, environment: dict[str, str], rounds: int) -> None:
         "access_key_id": environment["AWS_ACCESS_KEY_ID"],
         "secret_access_key": environment["AWS_SECRET_ACCESS_KEY"],
     }
-    client: Any = boto3.client(
+    client: Any = boto3.Session().client(
         "s3",
         endpoint_url=environment["AWS_ENDPOINT_URL"],
         aws_access_key_id=keys["access_key_id"],

@@ -246,7 +246,7 @@ if __name__ == "__main__":
         place = Path(scratch)
         with minio.server(place / "minio") as server:
             os.environ.update(server.environment, AWS_DEFAULT_REGION="us-east-1")
-            boto3.client("s3").create_bucket(Bucket="bench")
+            boto3.Session().client("s3").create_bucket(Bucket="bench")
             with link(server.endpoint) as far:
                 print(
                     f"{LATENCY_MS} ms each way, {RATE_KB / 1000:.0f} MB/s a connection\n{machine()}\n"

@@ -32,7 +32,7 @@ def main(rounds: int) -> None:
             "AWS_DEFAULT_REGION": "us-east-1",
         }
         os.environ.update(environment)
-        s3 = boto3.client("s3")
+        s3 = boto3.Session().client("s3")
         s3.create_bucket(Bucket="bench")
 
         def start(*command: str) -> None:

@@ -83,7 +83,7 @@ def narrow_link() -> Iterator[None]:
 def main(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder, minio.server(Path(folder) / "minio") as server:
         os.environ.update(server.environment, AWS_DEFAULT_REGION="us-east-1")
-        boto3.client("s3").create_bucket(Bucket="bench")
+        boto3.Session().client("s3").create_bucket(Bucket="bench")
         words = ["run", URL, "--dataset", "sample", "--weights", "random"]
         subprocess.run([sys.executable, "-m", "neoscope", *words], check=True, capture_output=True)
         source = open_store(URL)

@@ -106,7 +106,7 @@ def client_cpu(rounds: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder, minio.server(Path(folder)) as server:
         os.environ.update(server.environment, AWS_DEFAULT_REGION="us-east-1")
-        boto3.client("s3").create_bucket(Bucket="bench")
+        boto3.Session().client("s3").create_bucket(Bucket="bench")
         url = "s3://bench/storing"
         store = open_store(url, write=True)
         works = {

@@ -29,7 +29,7 @@ def without_a_store() -> dict[str, str]:
 
 def make_bucket(server: minio.Server, name: str) -> list[str]:
     """Makes a bucket with the server's keys, and lists all there are."""
-    client = boto3.client(
+    client = boto3.Session().client(
         "s3",
         endpoint_url=server.endpoint,
         aws_access_key_id=server.access_key,

@@ -106,7 +106,7 @@ def test_a_bucket_serves_the_page_as_a_page(url: str, s3_url: str) -> None:
     done = invoke("atlas", url, f"{s3_url}/atlas", "--layers", "0")
     assert done.code == 0, done.err
     bucket, _, prefix = s3_url.removeprefix("s3://").partition("/")
-    s3 = boto3.client("s3")
+    s3 = boto3.Session().client("s3")
     kinds = {
         "index.html": "text/html",
         "atlas.js": "text/javascript",

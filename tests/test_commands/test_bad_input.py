@@ -78,7 +78,7 @@ USAGE = [
     Bad(f"{RUN} --model-revision main", 2, "has no revision main"),
     Bad(f"run {{place}} --weights random --model-revision v1 {SAMPLE}", 2, "--model-revision"),
     Bad(f"{TEXT} --text {{good}} --text {{parquet}}", 2, "json, parquet"),
-    Bad(f"{TEXT} --text {{folder}}/data.csv", 2, "data.csv: the ending"),
+    Bad(f"{TEXT} --text {{folder}}/data.csv", 2, "data.csv: unknown file type"),
     Bad(f"{TEXT} --text {{folder}}", 2, "unknown file type; use .jsonl"),
     Bad(f"{RUN}", 2, "'many'", {"NEOSCOPE_BATCHES": "many"}),
     Bad(f"{RUN}", 2, "'half'", {"NEOSCOPE_STORE_DTYPE": "half"}),
@@ -382,4 +382,6 @@ def test_a_damaged_document_of_a_run_is_a_failed_check(
 
 
 def test_nobody_made_a_bucket(endpoint: str) -> None:
-    assert [bucket["Name"] for bucket in boto3.client("s3").list_buckets()["Buckets"]] == [BUCKET]
+    assert [
+        bucket["Name"] for bucket in boto3.Session().client("s3").list_buckets()["Buckets"]
+    ] == [BUCKET]

@@ -95,7 +95,7 @@ def public_bucket(endpoint: str) -> str:
         {"Effect": "Allow", "Principal": "*", "Action": action, "Resource": f"arn:aws:s3:::{what}"}
         for action, what in allowed
     ]
-    client = boto3.client("s3")
+    client = boto3.Session().client("s3")
     client.create_bucket(Bucket=bucket)
     policy = {"Version": "2012-10-17", "Statement": statements}
     client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))

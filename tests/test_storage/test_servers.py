@@ -53,7 +53,7 @@ def serving(command: Command, folder: Path) -> Iterator[str]:
             [str(word) for word in command(address, folder)], stdout=log, stderr=log
         )
     try:
-        client = boto3.client("s3", endpoint_url=f"http://{address}")
+        client = boto3.Session().client("s3", endpoint_url=f"http://{address}")
         while True:
             assert process.poll() is None, (folder.parent / "server.log").read_text()
             try:

@@ -242,12 +242,12 @@ def test_a_host_that_has_no_address_may_have_one_later(s3_url: str) -> None:
 def test_a_bucket_that_does_not_exist_is_never_made(endpoint: str) -> None:
     with pytest.raises(InputError, match="the bucket no-such-bucket does not exist: create it"):
         open_store("s3://no-such-bucket/run", write=True)
-    names = [bucket["Name"] for bucket in boto3.client("s3").list_buckets()["Buckets"]]
+    names = [bucket["Name"] for bucket in boto3.Session().client("s3").list_buckets()["Buckets"]]
     assert "no-such-bucket" not in names
 
 
 def test_a_bucket_that_vanishes_later_is_told_from_a_missing_object(endpoint: str) -> None:
-    client = boto3.client("s3")
+    client = boto3.Session().client("s3")
     bucket = f"short-lived-{uuid.uuid4().hex}"
     client.create_bucket(Bucket=bucket)
     store = open_store(f"s3://{bucket}/run", write=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from botocore.session import Session
     from obstore.store import ClientConfig, RetryConfig, S3Config
 
-ENDPOINT = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[^/:\s]+)(:\d+)?(/\S*)?")
+ENDPOINT = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[^/:@\s]+)(:\d+)?(/\S*)?")
 ENDPOINT_KEY = "aws_endpoint_url_s3"
 DIRECTORY_BUCKET = "--x-s3"  # the end of its name, which no other bucket may have
 # A body of some MB on a slow uplink takes minutes; a connection that is not made in seconds is not made.
@@ -79,9 +79,7 @@ def open_bucket(
     Raises InputError, UnavailableError, UsageError as `storage.open_store`.
     """
     bucket, prefix = _bucket_and_prefix(url, root)
-    if endpoint_url and not ENDPOINT.fullmatch(endpoint_url):
-        shown = re.sub("//.*@", "//...@", endpoint_url)  # people write keys there
-        raise UsageError(f"the endpoint {shown} is no URL: give http(s)://host:port")
+    _check_endpoint(endpoint_url)
 
     from obstore.auth.boto3 import Boto3CredentialProvider
 
@@ -147,6 +145,13 @@ def _bucket_and_prefix(url: str, root: bool) -> tuple[str, str]:
     return bucket, prefix
 
 
+def _check_endpoint(url: str | None) -> None:
+    """Raise UsageError for what is no URL of a server, and without the keys that people write there."""
+    if url and not ENDPOINT.fullmatch(url):
+        shown = re.sub("//.*@", "//...@", url)
+        raise UsageError(f"the endpoint {shown} is no URL: give http(s)://host:port")
+
+
 def _session() -> Session:
     """botocore's session: profile, credentials and settings as boto3 finds them, and a region."""
     from botocore.session import get_session
@@ -190,6 +195,7 @@ def _ask(
     client: Any = session.create_client(
         "s3", endpoint_url=endpoint_url, verify=str(trusted), config=_config(signed)
     )
+    _check_endpoint(client.meta.endpoint_url)  # of a variable or a profile
     asked: list[Asked] = []
 
     def note(request: Any, region_name: str, **_: Any) -> None:
