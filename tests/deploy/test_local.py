@@ -57,7 +57,7 @@ def test_fresh_takes_the_old_run_away_once_the_new_one_is_whole(
     assert local.main([*words, "--batches", "2"]) == 4
     assert "notes.txt" in capsys.readouterr().err
     assert listing(OLD).keys() == before.keys() | {"notes.txt"}
-    boto3.resource("s3").Object("neoscope", "local-sample/notes.txt").delete()
+    boto3.Session().resource("s3").Object("neoscope", "local-sample/notes.txt").delete()
 
     assert local.main([*words, "--batches", "2"]) == 0
     assert json.loads(body(OLD, "manifest.json"))["batches"] == 2

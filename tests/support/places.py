@@ -31,7 +31,7 @@ def new_place(kind: str, request: pytest.FixtureRequest) -> str:
 def in_minio(url: str) -> tuple[Any, str]:
     """boto3's bucket and the prefix of a URL, to ask MinIO itself."""
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
-    return boto3.resource("s3").Bucket(bucket), f"{prefix}/"
+    return boto3.Session().resource("s3").Bucket(bucket), f"{prefix}/"
 
 
 def listing(url: str) -> dict[str, tuple[Any, ...]]:
