@@ -3,6 +3,7 @@ whole; and a command that has done its work ends with 0, whatever it leaves unre
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import signal
@@ -172,6 +173,27 @@ def test_stopped_while_the_store_stalls(
     assert "manifest.json" not in objects(place)
     check_finishes(forks, place, arguments, undisturbed)
     tell("SIGTERM while the store stalls", 1, "143 in 5 s; then finished, identical")
+
+
+@linux
+def test_stopped_by_a_signal_that_another_thread_takes(
+    forks: Forks, arguments: list[str], endpoint: str, new_url: NewUrl, tell: Tell
+) -> None:
+    """The kernel may give a signal to any thread, and does where one starts another at that moment."""
+
+    def hold(request: Request) -> str | None:
+        return "hold" if request.method == "PUT" and request.key.endswith("/c/1/0/0") else None
+
+    with proxied(endpoint, hold) as proxy:
+        process = forks.start("run", new_url(), *arguments, "--endpoint-url", proxy.endpoint)
+        process.until(lambda: proxy.faults["hold"] > 0)
+        threads = [int(path.name) for path in Path(f"/proc/{process.pid}/task").iterdir()]
+        other = max(thread for thread in threads if thread != process.pid)
+        assert ctypes.CDLL(None).tgkill(process.pid, other, signal.SIGTERM) == 0
+        ended = process.wait(SECONDS)
+    assert ended.code == 143
+    check_one_line(ended.err)
+    tell("SIGTERM taken by another thread", 1, "143 in 5 s")
 
 
 @pytest.fixture(scope="module")

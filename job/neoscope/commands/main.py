@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -30,11 +31,22 @@ def main() -> NoReturn:
     that was not read to its end can abort Python at exit.
     """
     codes: list[int] = []
-    worker = threading.Thread(target=lambda: codes.append(invoke(sys.argv[1:])), daemon=True)
+    woken, wake = socket.socketpair()
+    wake.setblocking(False)
+
+    def work() -> None:
+        try:
+            codes.append(invoke(sys.argv[1:]))
+        finally:
+            wake.send(b"\0")
+
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
-    worker.start()
-    worker.join()
+    # The kernel may hand a signal to any thread, as to one that starts another at this moment, and a main
+    # thread that waits for a lock would not learn of it. Whichever thread has it writes a byte.
+    signal.set_wakeup_fd(wake.fileno())
+    threading.Thread(target=work, daemon=True).start()
+    woken.recv(1)  # the handlers run before this line is left
     _exit(codes[0] if codes else 1)
 
 
@@ -63,7 +75,7 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     name = signal.Signals(number).name
     print(
         f"\nneoscope: stopped by {name}; nothing is half-written. Rerun the same command to "
-        "from the last record.",
+        "go on from the last record.",
         file=sys.stderr,
     )
     _exit(128 + number)
