@@ -429,6 +429,40 @@ def atlas_command(
         server.serve_forever()
 
 
+@cli.command(name="neuron-records", epilog=EXIT_CODES)
+@output_argument
+@click.argument("dest")
+# Not in the environment: NEOSCOPE_LAYERS is that of a run.
+@click.option("--layers", metavar="NUMBERS", help="Only these layers: 0,3,6-11.")
+@click.option("--neurons", metavar="NUMBERS", help="Only these neurons of every layer.")
+@endpoint_option
+@connections_option
+def neuron_records_command(
+    output: str,
+    dest: str,
+    layers: str | None,
+    neurons: str | None,
+    endpoint_url: str | None,
+    connections: int | None,
+) -> None:
+    """Write neuron records, which OpenAI's neuron_explainer loads: DEST/LAYER/NEURON.json.
+
+    Each has the passages at which the neuron is highest, with its value at every token, as many drawn at
+    random, and its moments. DEST is a folder, or s3://bucket/prefix on the same endpoint. Rerun the same
+    command to finish.
+    """
+    from neoscope.commands.neuron_records import write_neuron_records
+    from neoscope.progress import Progress
+    from neoscope.storage.store import open_store
+
+    source = open_store(output, endpoint_url=endpoint_url)
+    store = open_store(dest, endpoint_url=endpoint_url, write=True)
+    source.use_connections(connections)
+    store.use_connections(connections)
+    said = write_neuron_records(source, store, layers=layers, neurons=neurons, progress=Progress())
+    click.echo(said)
+
+
 PERMUTATIONS = 200
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from neoscope.commands.atlas.windows import Windows
 from neoscope.commands.neuron import FACTS, histogram_of, layer_facts, number
 from neoscope.format.layout import TOKEN_IDS
 from neoscope.reading.document_spans import DocumentSpans
 from neoscope.reading.passages import AFTER, BEFORE
+from neoscope.reading.windows import Windows
 from neoscope.spec import LAYER
 from neoscope.statistics import by_neuron
 from neoscope.storage.store import Store
