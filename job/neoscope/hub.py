@@ -64,8 +64,12 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {names[near[0]]}?" if near and near != [name.lower()] else ""
 
 
-def cached_config(what: str, name: str, repository: Repository) -> Path | None:
-    """The config.json of a model on the Hub, in its cache; None where it has none."""
+def file(what: str, name: str, path: str, repository: Repository) -> Path | None:
+    """One file of a model, in its folder or in the Hub's cache, brought there if need be; None where the
+    model has none."""
+    if repository.commit is None:
+        local = Path(name, path)
+        return local if local.exists() else None
     from huggingface_hub import errors, hf_hub_download
 
     with translate_errors(what, repository.unavailable_reason):
@@ -73,11 +77,13 @@ def cached_config(what: str, name: str, repository: Repository) -> Path | None:
             return Path(
                 hf_hub_download(
                     name,
-                    "config.json",
+                    path,
                     revision=repository.commit,
                     local_files_only=repository.offline,
                 )
             )
+        except errors.LocalEntryNotFoundError:
+            raise
         except errors.EntryNotFoundError:
             return None
 

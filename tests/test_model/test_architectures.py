@@ -20,7 +20,7 @@ import neoscope
 from neoscope.commands.plan import model_shape
 from neoscope.errors import InputError, UsageError
 from neoscope.model.architectures import ARCHITECTURES
-from neoscope.model.hooks import stream, uses_fast_path
+from neoscope.model.hooks import stream, takes_fast_path
 from neoscope.pipeline.inputs import _neurons
 from neoscope.spec import RunSpec
 
@@ -113,7 +113,7 @@ def test_capture_is_what_plain_hooks_see_on_the_eager_model(model_type: str) -> 
         sizes.append(float(value.square().mean().sqrt()))
         assert differences[-1] <= 1e-4 * sizes[-1]
     point, attention = ARCHITECTURES[model_type], model.config._attn_implementation
-    ours = uses_fast_path(model, point, "fast")
+    ours = takes_fast_path(model.config.model_type, point, "fast")
     print(
         f"| `{model_type}` | `{point.module}` | {point.side} | {'ours' if ours else attention} "
         f"| {max(d / s for d, s in zip(differences, sizes, strict=True)):.1e} |"

@@ -1,6 +1,6 @@
 """The fast exact forward pass of GPT-Neo, up to its last `mlp.c_fc` and no further.
 
-In: a transformers GPT-Neo and token ids. Out: nothing but the calls of each block's `mlp.c_fc`, on
+In: a GPT-Neo, transformers' or bare, and token ids. Out: nothing but the calls of each block's `mlp.c_fc`, on
 which the caller has put ordinary torch forward hooks. It does not know who listens, where weights
 come from or where layers go. It knows one architecture and refuses what it would get wrong.
 Percentages are of the whole pass: 125M shape, [16, 512] tokens, float32, 2 AVX-512 cores.
@@ -18,11 +18,13 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 if TYPE_CHECKING:
     from transformers import GPTNeoForCausalLM, GPTNeoModel
     from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoBlock
+
+    from neoscope.model.bare_gpt_neo import BareGPTNeo
 from neoscope.errors import InputError
 from neoscope.model.shapes import CPU_SEQUENCES
 
 
-def forward(model: GPTNeoForCausalLM | GPTNeoModel, token_ids: torch.Tensor) -> None:
+def forward(model: GPTNeoForCausalLM | GPTNeoModel | BareGPTNeo, token_ids: torch.Tensor) -> None:
     """Run int64 `token_ids` [sequence, position] through all layers, for its hooks.
 
     Each `block.mlp.c_fc` is called as a module, once, in order, on all of [sequence, position,

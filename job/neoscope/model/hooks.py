@@ -23,6 +23,8 @@ import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from neoscope.model.bare_gpt_neo import BareGPTNeo
 from neoscope.argument_checks import check_choice, check_layers
 from neoscope.errors import InputError
 from neoscope.model import gpt_neo, numerics
@@ -69,7 +71,7 @@ def capture(
 
 
 def stream(
-    model: PreTrainedModel,
+    model: PreTrainedModel | BareGPTNeo,
     token_ids: Any,
     consumers: Sequence[Consumer],
     *,
@@ -102,7 +104,7 @@ def stream(
     hooks = [_hook(module, point.side, name, take) for name, module in modules.items()]
     try:
         with torch.no_grad(), numerics.pinned(ids.device):
-            if uses_fast_path(model, point, forward):
+            if takes_fast_path(_model_type(model), point, forward):
                 gpt_neo.forward(model, ids)
             else:
                 _transformers_forward(model, ids)
@@ -116,15 +118,13 @@ def stream(
     )
 
 
-def uses_fast_path(model: PreTrainedModel, point: HookPoint, forward: str) -> bool:
-    """Whether the pass is ours and not transformers'."""
-    return (
-        forward == "fast" and _model_type(model) == "gpt_neo" and point == ARCHITECTURES["gpt_neo"]
-    )
+def takes_fast_path(model_type: str, point: HookPoint, forward: str) -> bool:
+    """Whether the pass of an architecture is ours and not transformers'."""
+    return forward == "fast" and model_type == "gpt_neo" and point == ARCHITECTURES["gpt_neo"]
 
 
 def hook_points(
-    model: PreTrainedModel, point: HookPoint, layers: Sequence[int] | None = None
+    model: PreTrainedModel | BareGPTNeo, point: HookPoint, layers: Sequence[int] | None = None
 ) -> dict[str, torch.nn.Module]:
     """The module of every layer by the layer's name, ascending: `MLP_0` and on.
 
@@ -135,14 +135,17 @@ def hook_points(
 
 
 def layer_numbers(
-    model: PreTrainedModel, point: HookPoint, layers: Sequence[int] | None = None
+    model: PreTrainedModel | BareGPTNeo, point: HookPoint, layers: Sequence[int] | None = None
 ) -> list[int]:
     """The numbers of the layers, ascending; see `hook_points`."""
     return numbers_of(_named_modules(model), point, layers)
 
 
 def neuron_counts(
-    model: PreTrainedModel, point: HookPoint, layers: Sequence[int] | None, forward: str
+    model: PreTrainedModel | BareGPTNeo,
+    point: HookPoint,
+    layers: Sequence[int] | None,
+    forward: str,
 ) -> dict[str, int]:
     """How many neurons each layer has there, seen in a pass over one token."""
     counts: dict[str, int] = {}
@@ -175,16 +178,15 @@ def _transformers_forward(model: PreTrainedModel, ids: torch.Tensor) -> None:
     model.base_model(input_ids=ids, use_cache=False)  # which has no head
 
 
-def _model_type(model: PreTrainedModel) -> str:
+def _model_type(model: PreTrainedModel | BareGPTNeo) -> str:
     """What transformers calls the model's architecture."""
-    from transformers import PreTrainedModel
-
-    if not isinstance(model, PreTrainedModel):
+    # Not by its class, to import which takes seconds that a run need not wait.
+    if not hasattr(model, "base_model_prefix"):
         raise InputError(f"a model of transformers is needed, not a {type(model).__qualname__}")
     return str(model.config.model_type)
 
 
-def _named_modules(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
+def _named_modules(model: PreTrainedModel | BareGPTNeo) -> dict[str, torch.nn.Module]:
     """The modules of the decoder, by the names that they have in the model with its head."""
     prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
     return {prefix + name: module for name, module in model.base_model.named_modules() if name}
@@ -206,7 +208,7 @@ def _by_token(what: str, values: Any, ids: torch.Tensor) -> torch.Tensor:
     )
 
 
-def _checked(model: PreTrainedModel, token_ids: npt.ArrayLike) -> torch.Tensor:
+def _checked(model: PreTrainedModel | BareGPTNeo, token_ids: npt.ArrayLike) -> torch.Tensor:
     """Token ids as the model takes them, or an error that says what does not fit."""
     try:
         ids = (

@@ -1,32 +1,39 @@
 """Weights and tokenizer of a decoder, from the Hub, a local folder, or seeded random numbers.
 
-In: a name. Out: transformers' own model, without its head, and tokenizer, with what the name resolved
-to. It does not know what is run through them.
+In: a name. Out: transformers' own model, without its head, or for the fast forward of GPT-Neo bare modules,
+with what the name resolved to. transformers' models are imported only where one is made. It does not know
+what is run through them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import xxhash
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    AutoModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.utils import logging
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 from neoscope import hub
 from neoscope.argument_checks import check_choice, check_number
 from neoscope.errors import InputError, NeoscopeError, UnavailableError
 from neoscope.hub import loading
 from neoscope.model import memory
-from neoscope.model.random_weights import published_config, random_model
+from neoscope.model.bare_gpt_neo import (
+    INDEX,
+    WEIGHTS,
+    BareGPTNeo,
+    allocated,
+    read_weights,
+    weight_files,
+)
+from neoscope.model.random_weights import fill, published_config
 from neoscope.model.shapes import PUBLISHED_SHAPES
 from neoscope.spec import (
     DEVICES,
@@ -55,7 +62,7 @@ class LoadedModel:
     """A model in eval mode, its revision (a commit of the Hub; None where there is none) and the
     xxh3-128 digest of its weights."""
 
-    model: PreTrainedModel
+    model: PreTrainedModel | BareGPTNeo
     revision: str | None
     digest: str
 
@@ -81,7 +88,8 @@ def load_model(
     check_choice("precision", precision, PRECISIONS)
     seed, where = check_number("seed", seed, 0), pick_device(device)
     found = find_model(name, revision=revision, weights=weights)
-    return load(found, seed=seed, precision=precision, device=where).model
+    model: PreTrainedModel = load(found, seed=seed, precision=precision, device=where).model
+    return model
 
 
 def gpu_count() -> int:
@@ -129,31 +137,46 @@ def find_model(name: str, *, revision: str | None, weights: str) -> FoundModel:
 
 
 def load(
-    found: FoundModel, *, seed: int, precision: str, device: torch.device, eager: bool = False
+    found: FoundModel,
+    *,
+    seed: int,
+    precision: str,
+    device: torch.device,
+    eager: bool = False,
+    bare: bool = False,
 ) -> LoadedModel:
     """The model in eval mode on the device.
 
     Attention is transformers' choice, which is fused wherever it has that for the architecture,
-    unless `eager` is set.
+    unless `eager` is set. `bare` gives a GPT-Neo for the fast forward the modules that this needs, with the
+    same weights, where they are random or in safetensors files.
     """
     dtype: torch.dtype = getattr(torch, precision)
     with memory.translate_out_of_memory(lambda: _no_room(found, precision, device)):
         if found.random:
-            model = random_model(found.config, seed, dtype, device)
+            model = _unfilled_model(found.config, dtype, device, bare)
+            fill(model, found.config.initializer_range, seed)
         else:
-            model = _pretrained_model(found.name, found.repository, dtype, eager, device)
+            files = _weight_files(found) if bare else []
+            model = (
+                _bare_model(found, files, dtype, device)
+                if files
+                else _pretrained_model(found.name, found.repository, dtype, eager, device)
+            )
     model = model.eval().requires_grad_(False)
     return LoadedModel(model, found.repository.commit, weights_digest(model))
 
 
 def empty_model(config: PreTrainedConfig, precision: str) -> PreTrainedModel:
     """The model of a configuration, without its head, that takes no memory and computes nothing."""
+    from transformers import AutoModel
+
     with torch.device("meta"):
         model: PreTrainedModel = AutoModel.from_config(config, dtype=getattr(torch, precision))
     return model.eval()
 
 
-def model_bytes(model: PreTrainedModel) -> int:
+def model_bytes(model: torch.nn.Module) -> int:
     """Of all weights and buffers."""
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
@@ -174,13 +197,13 @@ def _no_room(found: FoundModel, precision: str, device: torch.device) -> Neoscop
     )
 
 
-def weights_digest(model: PreTrainedModel) -> str:
+def weights_digest(model: torch.nn.Module) -> str:
     """xxh3-128 over name, dtype, shape and bytes of every parameter of the decoder, by name."""
     digest = xxhash.xxh3_128()
     for name, parameter in sorted(model.named_parameters()):
         values = parameter.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        digest.update(values.reshape(-1).view(torch.uint8).numpy())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -200,11 +223,50 @@ def _load_config(name: str, repository: hub.Repository) -> PreTrainedConfig:
     return config
 
 
+def _unfilled_model(
+    config: PreTrainedConfig, dtype: torch.dtype, device: torch.device, bare: bool
+) -> PreTrainedModel | BareGPTNeo:
+    """The model on the device, with memory for its parameters and no values in it."""
+    if bare:
+        return allocated(config, dtype, device)
+    from transformers import AutoModel, initialization
+
+    with initialization.no_init_weights(), device:
+        model: PreTrainedModel = AutoModel.from_config(config, dtype=dtype)
+    return model
+
+
+def _weight_files(found: FoundModel) -> list[Path]:
+    """The safetensors files of a model; none where its weights are in another format, or are quantised."""
+    if getattr(found.config, "quantization_config", None) is not None:
+        return []
+    what = f"the model {found.name}"
+
+    def file(name: str) -> Path | None:
+        return hub.file(what, found.name, name, found.repository)
+
+    with loading(what, found.repository):
+        if whole := file(WEIGHTS):
+            return [whole]
+        if (index := file(INDEX)) is None:
+            return []
+        return [path for name in weight_files(index) if (path := file(name))]
+
+
+def _bare_model(
+    found: FoundModel, files: list[Path], dtype: torch.dtype, device: torch.device
+) -> BareGPTNeo:
+    with loading(f"the model {found.name}", found.repository):
+        return read_weights(found.config, files, dtype, device, found.name)
+
+
 def _pretrained_model(
     name: str, repository: hub.Repository, dtype: torch.dtype, eager: bool, device: torch.device
 ) -> PreTrainedModel:
     """The weights as they are in the files, cast and put on the device one by one: none is ever twice
     in memory, and a GPU's are never all in the host's."""
+    from transformers import AutoModel
+
     # Else transformers has a service of the Hub convert weights that are no safetensors yet, in public.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     with loading(f"the model {name}", repository):

@@ -1,6 +1,6 @@
 """A GPT-Neo with seeded random weights, the same on every machine.
 
-In: a configuration and a seed. Out: transformers' model. It needs no Hub, and knows GPT-Neo's initial
+In: a configuration and a seed. Out: the numbers, in a model. It needs no Hub, and knows GPT-Neo's initial
 distribution and no other: architectures differ in theirs.
 """
 
@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from transformers import GPTNeoConfig, GPTNeoModel, initialization
+from transformers import GPTNeoConfig
 
 from neoscope.model.shapes import PUBLISHED_SHAPES
 
@@ -26,19 +26,15 @@ def published_config(name: str) -> GPTNeoConfig:
     )
 
 
-def random_model(
-    config: GPTNeoConfig, seed: int, dtype: torch.dtype, device: torch.device
-) -> GPTNeoModel:
-    """The architecture's own initialisation, made on the device in its dtype.
+def fill(model: torch.nn.Module, initializer_range: float, seed: int) -> None:
+    """Give every parameter of a GPT-Neo its value of the architecture's own initialisation, in place.
 
     Normal with the configuration's `initializer_range` (0.02), biases 0, layer norms 1, as
     transformers' `_init_weights` for GPT-Neo. The numbers are numpy's Philox keyed by seed and
     parameter name: torch's `normal_` differs between instruction sets.
     """
-    with initialization.no_init_weights(), device:
-        model = GPTNeoModel._from_config(config, dtype=dtype)
 
-    def fill(name: str, parameter: torch.nn.Parameter) -> None:
+    def draw(name: str, parameter: torch.nn.Parameter) -> None:
         if name.endswith("bias"):
             parameter.data.zero_()
         elif parameter.dim() == 1:
@@ -46,11 +42,10 @@ def random_model(
         else:
             key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
             numbers = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
-            in_place = dtype == torch.float32 and device.type == "cpu"
+            in_place = parameter.dtype == torch.float32 and parameter.device.type == "cpu"
             values = parameter.data if in_place else torch.empty(parameter.shape)
             numbers.standard_normal(dtype=np.float32, out=values.numpy())
-            parameter.data.copy_(values.mul_(config.initializer_range))
+            parameter.data.copy_(values.mul_(initializer_range))
 
     with ThreadPoolExecutor() as pool:  # numpy draws without holding Python's lock
-        list(pool.map(fill, *zip(*model.named_parameters(), strict=True)))
-    return model
+        list(pool.map(draw, *zip(*model.named_parameters(), strict=True)))

@@ -86,11 +86,7 @@ def _config(spec: RunSpec) -> dict[str, Any]:
         return {"model_type": "gpt_neo", **PUBLISHED_SHAPES[name]}
     what = f"the model {name}"
     repository = hub.find(what, name, revision, known=KNOWN_NAMES)
-    path = (
-        hub.cached_config(what, name, repository)
-        if repository.commit
-        else Path(name, "config.json")
-    )
+    path = hub.file(what, name, "config.json", repository)
     try:
         config = json.loads(path.read_bytes()) if path else {}
     except (OSError, ValueError):

@@ -11,19 +11,22 @@ import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from neoscope.model.bare_gpt_neo import BareGPTNeo
 from neoscope.errors import InputError
 from neoscope.format import chunks
 from neoscope.format.records import record_counts
 from neoscope.format.vocabulary import vocabulary_content
 from neoscope.model.architectures import HookPoint, hook_point
-from neoscope.model.hooks import layer_numbers, neuron_counts, uses_fast_path
+from neoscope.model.hooks import layer_numbers, neuron_counts, takes_fast_path
 from neoscope.model.loading import LoadedModel, find_model, load
 from neoscope.model.memory import translate_out_of_memory
 from neoscope.model.shapes import check_positions
@@ -93,6 +96,7 @@ def prepare(
             precision=spec.precision,
             device=device,
             eager=spec.forward == "reference",
+            bare=takes_fast_path(found.config.model_type, point, spec.forward),
         )
         described = claim["text"] if claim and spec.dataset != SAMPLE else resolve(spec)
         share = _Share(spec, described, text_paths, partition, tokenizer)
@@ -205,7 +209,7 @@ def _describe(
     """What model, hook and tokenizer resolved to, as the claim says it."""
     model = loaded.model
     attention = model.config._attn_implementation
-    fast = uses_fast_path(model, point, spec.forward)
+    fast = takes_fast_path(model.config.model_type, point, spec.forward)
     with translate_out_of_memory(lambda: memory.ran_out(spec)):  # where cuBLAS takes its workspace
         neurons = _neurons(spec, model, point)
     text = model.config.get_text_config()
@@ -247,7 +251,7 @@ def _describe(
     }
 
 
-def _neurons(spec: RunSpec, model: PreTrainedModel, point: HookPoint) -> int:
+def _neurons(spec: RunSpec, model: PreTrainedModel | BareGPTNeo, point: HookPoint) -> int:
     """The one number of neurons that every layer of the run has there."""
     counts = neuron_counts(model, point, spec.layers, spec.forward)
     if len(set(counts.values())) > 1:

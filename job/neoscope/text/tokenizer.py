@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from transformers import AutoTokenizer, GPT2Tokenizer
-
 from neoscope import hub
 from neoscope.errors import InputError
 from neoscope.hub import loading
@@ -44,6 +42,8 @@ def load_tokenizer(
         name = name or full_name(model)
         what = f"the tokenizer {name}"
         repository = hub.find(what, name, revision)
+        from transformers import AutoTokenizer
+
         with loading(what, repository):
             tokenizer = AutoTokenizer.from_pretrained(
                 name,
@@ -60,6 +60,8 @@ def load_tokenizer(
 
 def packaged_tokenizer() -> Any:
     """GPT-2's vocabulary (50,257 entries), as transformers' tokenizer."""
+    from transformers import GPT2Tokenizer  # without the second that AutoTokenizer takes, and torch
+
     vocabulary, merges = gpt2_vocabulary()
     return GPT2Tokenizer(vocab=vocabulary, merges=merges)
 
