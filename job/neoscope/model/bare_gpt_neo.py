@@ -88,7 +88,8 @@ class _MLP(torch.nn.Module):
 
 def _embedding(count: int, config: GPTNeoConfig, dtype: torch.dtype) -> torch.nn.Embedding:
     # With a weight given: to draw one, even on `meta`, torch imports its compiler.
-    return torch.nn.Embedding.from_pretrained(torch.empty(count, config.hidden_size, dtype=dtype))
+    size = config.hidden_size
+    return torch.nn.Embedding(count, size, _weight=torch.empty(count, size, dtype=dtype))
 
 
 def _layer_norm(config: GPTNeoConfig, dtype: torch.dtype) -> torch.nn.LayerNorm:
