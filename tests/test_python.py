@@ -53,6 +53,7 @@ def test_no_module_takes_the_name_of_a_public_function() -> None:
         ({"precision": "fp16"}, "'float32', 'bfloat16', 'float16'"),
         ({"weights": "rand"}, "'pretrained', 'random'"),
         ({"device": "gpu"}, "'auto', 'cpu', 'cuda'"),
+        ({"device": "mps"}, "Apple's GPU, where it was never tried: use cpu or auto"),
         ({"device": 0}, "'auto', 'cpu', 'cuda'"),
         ({"device": "cpu:1"}, "'auto', 'cpu', 'cuda'"),
         ({"name": 3}, "name=3"),

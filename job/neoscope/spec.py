@@ -39,6 +39,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 Forward = Literal["fast", "reference"]
 WEIGHTS, PRECISIONS, FORWARDS = map(get_args, (Weights, Precision, Forward))
 DEVICES = ("auto", "cpu", "cuda")  # not of the spec: the result is the same
+NO_MPS = "neoscope does not compute on Apple's GPU, where it was never tried: use cpu or auto"
 
 
 @dataclasses.dataclass(frozen=True)

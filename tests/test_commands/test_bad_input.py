@@ -70,6 +70,11 @@ USAGE = [
     Bad(f"{RUN} --compression zip", 2, "'zip'"),
     Bad(f"{RUN} --forward slow", 2, "'slow'"),
     Bad(f"{RUN} --device tpu", 2, "'tpu'"),
+    Bad(
+        f"{RUN} --device mps",
+        2,
+        "does not compute on Apple's GPU, where it was never tried: use cpu",
+    ),
     Bad(f"{RUN} --device cuda:first", 2, "'cuda:first'"),
     Bad(f"{RUN} --text {{good}}", 2, "--text and --dataset do not fit"),
     Bad(f"{TEXT} --text {{good}} --dataset-config en", 2, "--dataset-config"),

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from neoscope.spec import CONTEXTS, FINEWEB, FINEWEB_CONFIG, GPT_NEO_125M, SAMPLE
+from neoscope.spec import CONTEXTS, FINEWEB, FINEWEB_CONFIG, GPT_NEO_125M, NO_MPS, SAMPLE
 from neoscope.storage.connections import FIRST
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -50,6 +50,8 @@ class Device(click.ParamType[str]):
     name = "device"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        if value.partition(":")[0] == "mps":
+            self.fail(NO_MPS, param, ctx)
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", value, re.ASCII):
             self.fail(f"{value!r} is no device: give auto, cpu, cuda or cuda:N", param, ctx)
         return str(value)

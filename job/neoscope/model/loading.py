@@ -39,6 +39,7 @@ from neoscope.spec import (
     DEVICES,
     GPT_NEO_125M,
     KNOWN_NAMES,
+    NO_MPS,
     PRECISIONS,
     Precision,
     Weights,
@@ -104,6 +105,8 @@ def pick_device(device: Any) -> torch.device:
     """
     gpus = gpu_count()
     word, _, number = str(device).partition(":")
+    if word == "mps":
+        raise InputError(f"device={device!r}: {NO_MPS}")
     if device not in DEVICES and not (word == "cuda" and number.isdecimal()):
         each = "".join(f", 'cuda:{gpu}'" for gpu in range(gpus))
         raise InputError(f"device={device!r}: give one of 'auto', 'cpu', 'cuda'{each}")
