@@ -17,7 +17,7 @@ OVERLAY_DIR = k8s/$(if $(OVERLAY),overlays/$(OVERLAY),base)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run-local report stop-local test test-s3 test-faults check gpu-check bench lock clean \
-	test-wheel docs image image-check run-docker k8s-run k8s-status k8s-logs k8s-delete test-k8s \
+	test-wheel docs pictures image image-check run-docker k8s-run k8s-status k8s-logs k8s-delete test-k8s \
 	slurm-run slurm-status test-slurm
 
 help: ## Lists these targets
@@ -59,6 +59,11 @@ test-wheel: $(READY) ## Builds the wheel and tries it in new environments, that 
 docs: $(READY) ## Builds the pages of docs/ into .site, without the network; a link that leads nowhere fails
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir .site
 	@echo "file://$(CURDIR)/.site/index.html"
+
+pictures: $(READY) ## Makes docs/images anew from the last local run, with this machine's chromium
+	@test -f .minio/run || { echo "there is no local run yet: make run-local"; exit 3; }
+	@$(BIN)/python $(MINIO) start
+	@if [ -f .minio/env ]; then . ./.minio/env; fi; $(BIN)/python docs/hooks/pictures.py "$$(cat .minio/run)"
 
 bench: $(BENCH)/.ready ## Runs the benchmarks, peers included, in an environment of their own (BENCHMARKS="storing")
 	@$(BENCH)/bin/python $(MINIO) get

@@ -28,10 +28,12 @@ from support.command import ROOT, invoke
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.stem: path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
-TEXT = "\n".join([README, *PAGES.values()])
-OTHERS = (
-    "torchrun|docker|srun|sbatch|kubectl|make|pip|pip-audit"  # programs with options of their own
+NOTEBOOKS = "\n".join(
+    path.read_text("utf-8") for path in sorted((ROOT / "docs" / "notebooks").glob("*.md"))
 )
+TEXT = "\n".join([README, *PAGES.values()])  # the notebooks are run by test_notebooks.py
+# Programs with options of their own.
+OTHERS = "torchrun|docker|srun|sbatch|kubectl|make|pip|pip-audit|jupytext"
 
 
 def test_every_command_that_it_names_exists() -> None:
@@ -39,6 +41,7 @@ def test_every_command_that_it_names_exists() -> None:
     assert named == set(cli.commands)
     for text in (README, TEXT):
         assert set(re.findall(r"`neoscope ([a-z]+(?:-[a-z]+)*)", text)) == set(cli.commands)
+    assert set(re.findall(r"`neoscope ([a-z]+(?:-[a-z]+)*)", NOTEBOOKS)) <= set(cli.commands)
 
 
 COMMANDS = [
@@ -87,6 +90,7 @@ def test_every_file_that_a_page_links_to_is_there() -> None:
     for path, text in {
         "README.md": README,
         **{f"docs/{k}.md": v for k, v in PAGES.items()},
+        "docs/notebooks/": NOTEBOOKS,
     }.items():
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
             assert (ROOT / path).parent.joinpath(link).exists(), f"{path}: {link}"

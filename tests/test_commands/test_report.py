@@ -76,6 +76,19 @@ def test_it_is_one_whole_page_that_needs_no_network(reported: tuple[Path, Page])
     assert len(identifiers) == len(set(identifiers)), "two figures share an id"
 
 
+def test_every_neuron_that_it_names_has_a_link_to_its_passages(
+    reported: tuple[Path, Page],
+) -> None:
+    url, page = reported
+    links = [each["href"] for each in page.all("a") if "#neuron-" in (each["href"] or "")]
+    places = [each["id"] for each in page.all("tbody") if "id" in each]
+    assert len(links) >= 22 and {f"#{each}" for each in places} == set(links)
+    _, layer, neuron = places[0].split("-")
+    found = contexts(str(url), int(layer), int(neuron), count=3, before=8, after=3)
+    passages = ["".join(map(printable, each.tokens)) for each in found]
+    assert [each for each in passages if each not in page.words] == []
+
+
 def test_every_figure_has_words_and_takes_its_colours_from_the_page(
     reported: tuple[Path, Page],
 ) -> None:

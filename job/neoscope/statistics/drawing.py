@@ -12,8 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-# Where the lines of two groups run together, both can be seen.
-DASHES: Any = {"shorter": "-", "equal": (0, (5, 3)), "longer": (0, (1, 2))}
+# Where the lines of the groups run together, all of them can be seen: the first is wide and pale, and the
+# next lie upon it in dashes and in dots.
+LINES: dict[str, dict[str, Any]] = {
+    "shorter": {"linestyle": "-", "linewidth": 3.5, "alpha": 0.45},
+    "equal": {"linestyle": (0, (5, 3)), "linewidth": 1.6},
+    "longer": {"linestyle": (0, (1, 2)), "linewidth": 1.6},
+}
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 
 
@@ -25,9 +30,7 @@ def draw_histogram(axes: Any, histogram: xr.DataArray, colours: dict[str, str]) 
         if counts.sum():
             density = counts[1:-1] / counts.sum() / (right - left)
             middle = (left + right) / 2
-            axes.plot(
-                middle, density, color=colour, linewidth=1.4, linestyle=DASHES[name], label=name
-            )
+            axes.plot(middle, density, color=colour, label=name, **LINES[name])
     axes.set_ylim(bottom=0)
 
 

@@ -16,7 +16,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from neoscope.statistics.drawing import draw_correlations, draw_histogram, some_layers
 
@@ -55,11 +55,13 @@ def token_lengths(counts: dict[int, int], median: int) -> str:
 
 def layer_histogram(layer: int, histogram: xr.DataArray, limits: tuple[float, float]) -> str:
     """Density of one layer's activations, a line for each group; `histogram` is [group, bin]."""
-    with rc_context(STYLE | {"font.size": 9}):
-        figure, axes = _figure(2.6, 1.7)
+    with rc_context(STYLE | {"font.size": 8}):
+        figure, axes = _figure(2.6, 1.9)
         draw_histogram(axes, histogram, GROUP_COLOURS)
         axes.set_xlim(*limits)
-        axes.set_yticks([])
+        axes.yaxis.set_major_locator(MaxNLocator(2))
+        axes.set_xlabel("activation", fontsize=8)
+        axes.set_ylabel("density", fontsize=8)
         axes.set_title(f"layer {layer}", fontsize=9, loc="left")
         words = f"Density of the activations of layer {layer} for shorter, equal and longer tokens"
         return _svg(figure, words)
@@ -98,27 +100,31 @@ def firing(layers: list[dict[str, Any]]) -> str:
 
 def token_shares(layers: list[int], shares: dict[str, list[float | None]]) -> str:
     """The median neuron's share of variance in each layer that goes with the `token` at all, with length and
-    frequency (`both`), with `frequency` and with `length`; a gap for None."""
+    frequency (`both`), with `frequency` and with `length`; a gap for None and for no share at all, which the
+    logarithmic axis has no place for."""
     words = (
         "Share of the variance of each layer's median neuron that goes with which token it is, with "
         "length and frequency together, with frequency alone and with length alone"
     )
-    # As the key on the page has them.
+    # As the key on the page has them; length and frequency together often run with one of them.
     styles: dict[str, Any] = {
         "token": {"color": INK, "linestyle": "-"},
-        "both": {"color": MUTED, "linestyle": "-"},
+        "both": {"color": MUTED, "linestyle": "-", "linewidth": 4, "alpha": 0.5},
         "frequency": {"color": GROUP_COLOURS["shorter"], "linestyle": "--"},
         "length": {"color": GROUP_COLOURS["longer"], "linestyle": ":"},
     }
     with rc_context(STYLE):
         figure, axes = _figure(6.4, 3.2)
         for name, style in styles.items():
-            percent = [np.nan if each is None else 100 * each for each in shares[name]]
-            axes.plot(layers, percent, marker="o", markersize=3, linewidth=1.6, **style)
-        axes.set_ylim(bottom=0)
+            percent = [100 * each if each else np.nan for each in shares[name]]
+            axes.plot(
+                layers, percent, **{"marker": "o", "markersize": 3, "linewidth": 1.6, **style}
+            )
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.set_xticks(some_layers(np.array(layers)))
         axes.set_xlabel("layer")
-        axes.set_ylabel("share of variance, %")
+        axes.set_ylabel("share of variance, % (log)")
         return _svg(figure, words)
 
 

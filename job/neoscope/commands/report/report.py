@@ -50,7 +50,12 @@ def report(store: Store, *, permutations: int | None, progress: Progress) -> str
     histograms = by_length.histograms(statistics)
     limits = drawing.limits(histograms)
     correlation = by_length.correlation(statistics)
-    neurons = neuron_section(store) if "neurons" in manifest else None
+    strongest = _strongest(correlation)
+    on_tokens = _tokens(store, manifest, permutations, progress)
+    above = on_tokens["tokens"]["above"] if on_tokens["tokens"] else []
+    neurons = None
+    if "neurons" in manifest:
+        neurons = neuron_section(store, [*strongest, *above], correlation)
     return template.render(
         url=store.url,
         manifest=manifest,
@@ -58,16 +63,17 @@ def report(store: Store, *, permutations: int | None, progress: Progress) -> str
         length=length,
         sizes=_sizes(manifest),
         length_figure=figures.token_lengths(counts, length["median"]),
+        limits=limits,
         layer_figures=[
             figures.layer_histogram(layer, histograms.sel(layer=layer), limits)
             for layer in histograms.layer.values.tolist()
         ],
         heat=_heat(statistics),
         correlation_figure=figures.correlations(correlation),
-        strongest=_strongest(correlation),
+        strongest=strongest,
         neurons=neurons,
         firing_figure=figures.firing(neurons["layers"]) if neurons else None,
-        **_tokens(store, manifest, permutations, progress),
+        **on_tokens,
         sample=_sample(store, length["median"]),
     )
 
