@@ -394,7 +394,7 @@ MODELS = {
     "not a decoder": ("t5", "is a t5, which transformers has no decoder of"),
     "no JSON for a configuration": ("no-json", "is not a valid JSON file"),
     "a configuration of odd types": ("wrong-type", "its files are damaged"),
-    "no weights": ("weightless", "does not appear to have a file named"),
+    "no weights": ("weightless", "has no weights: it has no file named model.safetensors, "),
     "weights without a tensor": (
         "lacking",
         "1 are missing or of another shape, first transformer.h.1",

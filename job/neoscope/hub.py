@@ -12,10 +12,12 @@ import difflib
 import errno
 import functools
 import logging
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from neoscope.errors import InputError, NeoscopeError, UnavailableError, UsageError
 
@@ -23,6 +25,8 @@ PROBE_TIMEOUT = 5.0  # seconds
 TRY_LATER = (408, 429)  # and every status from 500 on
 NO_ROOM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 FOLDER = "give a local folder"
+
+Kind = Literal["model", "dataset"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,20 +68,47 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {names[near[0]]}?" if near and near != [name.lower()] else ""
 
 
-def file(what: str, name: str, path: str, repository: Repository) -> Path | None:
-    """One file of a model, in its folder or in the Hub's cache, brought there if need be; None where the
-    model has none."""
+def file_names(
+    what: str, name: str, repository: Repository, kind: Kind = "model", *, alternative: str = FOLDER
+) -> list[str]:
+    """All files of a repository at its commit; those of them in the cache where the Hub can't be asked; of a
+    local folder those in it."""
+    from huggingface_hub import HfApi
+
+    if repository.offline:
+        commit = repository.commit
+        folder = _cache(name, kind) / "snapshots" / commit if commit else Path(name)
+        return sorted(
+            path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+        )
+    with translate_errors(what, alternative=alternative):
+        return HfApi().list_repo_files(name, revision=repository.commit, repo_type=kind)
+
+
+def file(
+    what: str,
+    name: str,
+    path: str,
+    repository: Repository,
+    kind: Kind = "model",
+    *,
+    alternative: str = FOLDER,
+) -> Path | None:
+    """A file of a repository, in its folder or in the Hub's cache, brought there if need be; None where the
+    repository has no such file. Raises UnavailableError for what is not in the cache where the
+    Hub can't be asked."""
+    from huggingface_hub import errors, hf_hub_download
+
     if repository.commit is None:
         local = Path(name, path)
         return local if local.exists() else None
-    from huggingface_hub import errors, hf_hub_download
-
-    with translate_errors(what, repository.unavailable_reason):
+    with translate_errors(what, repository.unavailable_reason, alternative=alternative):
         try:
             return Path(
                 hf_hub_download(
                     name,
                     path,
+                    repo_type=kind,
                     revision=repository.commit,
                     local_files_only=repository.offline,
                 )
@@ -88,22 +119,58 @@ def file(what: str, name: str, path: str, repository: Repository) -> Path | None
             return None
 
 
-def find_dataset(what: str, name: str, revision: str | None, *, alternative: str) -> str:
-    """The commit of the data set `name`. It is streamed, so that no cache stands in for the Hub."""
-    if _is_path(name):
-        raise InputError(f"{what} is no name on the Hub: {alternative}")
-    repository = _find(what, name, revision, "dataset", alternative)
+def sizes(what: str, name: str, repository: Repository, paths: list[str]) -> dict[str, int]:
+    """The bytes of files of a data set, as the Hub says."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    with translate_errors(what):
+        found = HfApi().get_paths_info(name, paths, revision=repository.commit, repo_type="dataset")
+    return {each.path: each.size for each in found if isinstance(each, RepoFile)}
+
+
+def note_path(name: str, commit: str, *parts: str | None) -> Path:
+    """Where neoscope notes, beside the Hub's own files of a data set in its cache, what a text of it is."""
+    words = ".".join(quote(part or "", safe="") for part in (commit, *parts))
+    return _cache(name, "dataset") / "neoscope" / f"{words}.json"
+
+
+def put_note(what: str, path: Path, text: str) -> None:
+    """Write such a note, whole or not at all."""
+    with translate_errors(what):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, delete=False, encoding="utf-8"
+        ) as file:
+            file.write(text)
+        Path(file.name).replace(path)
+
+
+def check_answers(what: str, repository: Repository, *, alternative: str = FOLDER) -> None:
+    """Raise UnavailableError where the Hub can't be asked for what its cache does not have."""
     if repository.unavailable_reason:
         raise UnavailableError(_not_here(repository.unavailable_reason, what, alternative))
-    assert repository.commit is not None
-    return repository.commit
+
+
+def find_dataset(what: str, name: str, revision: str | None, *, alternative: str) -> Repository:
+    """The data set `name` at one commit. Raises UnavailableError where that is not known without the Hub."""
+    if _is_path(name):
+        raise InputError(f"{what} is no name on the Hub: {alternative}")
+    return _find(what, name, revision, "dataset", alternative)
+
+
+def _cache(name: str, kind: Kind) -> Path:
+    """The folder of a repository in the Hub's cache."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / "--".join([f"{kind}s", *name.split("/")])
 
 
 def _find(
     what: str,
     name: str,
     revision: str | None,
-    kind: Literal["model", "dataset"],
+    kind: Kind,
     alternative: str,
     question: str = "",
 ) -> Repository:
@@ -252,6 +319,7 @@ def _prepare_clients() -> None:
     import httpx2
     from huggingface_hub import constants, get_session, set_client_factory
     from huggingface_hub.utils import logging as hub_logging
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     def bound(request: Any) -> None:
         timeouts = request.extensions.setdefault("timeout", {})
@@ -260,6 +328,7 @@ def _prepare_clients() -> None:
             timeouts[step] = min(longest, constants.HF_HUB_DOWNLOAD_TIMEOUT)
 
     hub_logging.set_verbosity(logging.CRITICAL)
+    disable_progress_bars()
     hooks = [*get_session().event_hooks["request"], bound]
     set_client_factory(
         lambda: httpx2.Client(event_hooks={"request": hooks}, follow_redirects=True, timeout=None)

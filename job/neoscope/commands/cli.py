@@ -119,20 +119,31 @@ def run(
         click.echo(summary(manifest, url, endpoint_url))
 
 
-FETCHED = ("model", "model_revision", "weights", "tokenizer")
+FETCHED = (
+    *("model", "model_revision", "weights", "tokenizer"),
+    *("dataset", "dataset_config", "dataset_split", "dataset_revision"),
+    *("partitions", "batches", "sequences", "positions"),
+)
 
 
 @cli.command(
     name="fetch", epilog=EXIT_CODES, params=[each for each in run.params if each.name in FETCHED]
 )
-def fetch_command(**options: Any) -> None:
+@click.option(
+    "--text",
+    is_flag=True,
+    help="Bring the text too: of each partition so many whole files of the data set as its batches need, "
+    "with room to spare.",
+)
+def fetch_command(text: bool, **options: Any) -> None:
     """Download model and tokenizer into the Hub's cache (HF_HOME), and nothing else.
 
-    A run that is told the same of them finds them there.
+    A run that is told the same of them finds them there, with HF_HUB_OFFLINE=1 without asking the Hub.
+    Options of the text count with --text only.
     """
     from neoscope.commands.fetch import fetch
 
-    for line in fetch(options):
+    for line in fetch(options, text=text):
         click.echo(line)
 
 

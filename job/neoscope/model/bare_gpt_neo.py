@@ -7,7 +7,6 @@ has no use for. It does not know how values are computed: there is no forward he
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +17,6 @@ from safetensors import safe_open
 if TYPE_CHECKING:
     from transformers import GPTNeoConfig
 from neoscope.errors import InputError
-
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class BareGPTNeo(torch.nn.Module):
@@ -106,11 +103,6 @@ def allocated(config: GPTNeoConfig, dtype: torch.dtype, device: torch.device) ->
     }
     model.load_state_dict(parameters, assign=True)
     return model
-
-
-def weight_files(index: Path) -> list[str]:
-    """The names of the files that an index of weights in several files has."""
-    return sorted(set(json.loads(index.read_text())["weight_map"].values()))
 
 
 def read_weights(

@@ -25,20 +25,13 @@ from neoscope.argument_checks import check_choice, check_number
 from neoscope.errors import InputError, NeoscopeError, UnavailableError
 from neoscope.hub import loading
 from neoscope.model import memory
-from neoscope.model.bare_gpt_neo import (
-    INDEX,
-    WEIGHTS,
-    BareGPTNeo,
-    allocated,
-    read_weights,
-    weight_files,
-)
+from neoscope.model.bare_gpt_neo import BareGPTNeo, allocated, read_weights
+from neoscope.model.files import fetch_weights, find_files
 from neoscope.model.random_weights import fill, published_config
 from neoscope.model.shapes import PUBLISHED_SHAPES
 from neoscope.spec import (
     DEVICES,
     GPT_NEO_125M,
-    KNOWN_NAMES,
     NO_MPS,
     PRECISIONS,
     Precision,
@@ -127,9 +120,9 @@ def find_model(name: str, *, revision: str | None, weights: str) -> FoundModel:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     name = full_name(name)
+    repository = find_files(name, revision=revision, weights=weights)
     if weights == "random" and name in PUBLISHED_SHAPES:
-        return FoundModel(name, published_config(name), hub.Repository(), random=True)
-    repository = hub.find(f"the model {name}", name, revision, known=KNOWN_NAMES)
+        return FoundModel(name, published_config(name), repository, random=True)
     config = _load_config(name, repository)
     if weights == "random" and config.model_type != "gpt_neo":
         raise InputError(
@@ -160,10 +153,12 @@ def load(
             model = _unfilled_model(found.config, dtype, device, bare)
             fill(model, found.config.initializer_range, seed)
         else:
-            files = _weight_files(found) if bare else []
+            files = fetch_weights(found.name, found.repository)
+            quantised = getattr(found.config, "quantization_config", None) is not None
+            plain = bool(files) and files[0].suffix == ".safetensors" and not quantised
             model = (
                 _bare_model(found, files, dtype, device)
-                if files
+                if bare and plain
                 else _pretrained_model(found.name, found.repository, dtype, eager, device)
             )
     model = model.eval().requires_grad_(False)
@@ -215,7 +210,7 @@ def _load_config(name: str, repository: hub.Repository) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(
             name,
             revision=repository.commit or "main",
-            local_files_only=repository.offline,
+            local_files_only=True,
             trust_remote_code=False,
         )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -237,23 +232,6 @@ def _unfilled_model(
     with initialization.no_init_weights(), device:
         model: PreTrainedModel = AutoModel.from_config(config, dtype=dtype)
     return model
-
-
-def _weight_files(found: FoundModel) -> list[Path]:
-    """The safetensors files of a model; none where its weights are in another format, or are quantised."""
-    if getattr(found.config, "quantization_config", None) is not None:
-        return []
-    what = f"the model {found.name}"
-
-    def file(name: str) -> Path | None:
-        return hub.file(what, found.name, name, found.repository)
-
-    with loading(what, found.repository):
-        if whole := file(WEIGHTS):
-            return [whole]
-        if (index := file(INDEX)) is None:
-            return []
-        return [path for name in weight_files(index) if (path := file(name))]
 
 
 def _bare_model(
@@ -279,7 +257,7 @@ def _pretrained_model(
             dtype=dtype,
             device_map={"": device},  # for which transformers needs accelerate
             attn_implementation="eager" if eager else None,
-            local_files_only=repository.offline,
+            local_files_only=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,

@@ -7,24 +7,16 @@ that can be written down as JSON and gone back to. It does not know tokens.
 from __future__ import annotations
 
 import dataclasses
-import glob
-import logging
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from neoscope import hub
-from neoscope.errors import InputError, NeoscopeError, UsageError
+from neoscope.errors import InputError, UnavailableError, UsageError
 from neoscope.spec import SAMPLE, RunSpec, TextFile
+from neoscope.text import data_set
+from neoscope.text.data_set import translate_errors
 
-LOCAL_TEXT = "give local files with --text, or --dataset sample"
-# Of opening or reading a file of a data set, each of which repeats its requests for 23 s and more
-# itself; by default it is 20, so that a Hub that has stalled is waited for for half an hour.
-TRIES = 2
 SAMPLE_FILE = Path(__file__).parent / "sample.jsonl"
 KINDS = {
     ".jsonl": "json",
@@ -100,13 +92,9 @@ def resolve(spec: RunSpec) -> dict[str, Any]:
         "name": spec.dataset,
         "config": spec.dataset_config,
         "split": spec.dataset_split,
-        "revision": _commit(spec.dataset, spec.dataset_revision),
+        "revision": data_set.find(spec.dataset, spec.dataset_revision).commit,
         "column": spec.text_column,
     }
-
-
-def _commit(dataset: str, revision: str | None) -> str:
-    return hub.find_dataset(f"the data set {dataset}", dataset, revision, alternative=LOCAL_TEXT)
 
 
 class Documents:
@@ -124,8 +112,8 @@ class Documents:
         self._column: str = text["column"]
         self._name = text.get("name") or ", ".join(file["name"] for file in text["files"])
         self._index = 0
-        with _translate_errors(self._name):
-            self._share = _share(_open(text, paths), partition, partitions)
+        with translate_errors(self._name):
+            self._share, self._absent = _share(text, paths, partition, partitions)
             self._begin_file(resume_state["file"] if resume_state else 0)
             # datasets tells the state of the very beginning until the first row after a resumption.
             self._resume_state = resume_state
@@ -153,13 +141,15 @@ class Documents:
 
     def next(self) -> tuple[str, str] | None:
         """The next document as (id, text), None at the end. The id is the row's own, else its number."""
-        with _translate_errors(self._name):
+        with translate_errors(self._name):
             row = next(self._iterator, None)
             while row is None and self._file + 1 < self._share.num_shards:
                 self._begin_file(self._file + 1)
                 row = next(self._iterator, None)
         self._resume_state = None
         if row is None:
+            if self._absent:
+                raise UnavailableError(self._absent)
             return None
         text = row.get(self._column)
         if not isinstance(text, str):
@@ -179,41 +169,22 @@ class Documents:
         return name, text
 
 
-def _open(text: dict[str, Any], paths: list[Path]) -> Any:
-    import datasets
-
-    datasets.disable_progress_bars()
-    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # its errors are raised as well
+def _share(
+    text: dict[str, Any], paths: list[Path], partition: int, partitions: int
+) -> tuple[Any, str | None]:
+    """The partition's share of the text; where the text goes on in a file that is not on this disk, why."""
     if text["source"] == "dataset":
-        datasets.config.STREAMING_OPEN_MAX_RETRIES = datasets.config.STREAMING_READ_MAX_RETRIES = (
-            TRIES
-        )
-        # The prefix says that it is no local folder of this name.
-        return _load(
-            f"hf://datasets/{text['name']}",
-            text["config"],
-            split=text["split"],
-            revision=_commit(text["name"], text["revision"]),
-        )
+        rows, absent, whole = data_set.load(text, partition, partitions)
+        return _part(rows, partition, partitions) if whole else rows, absent
     files = paths if text["source"] == "files" else [SAMPLE_FILE]
     kind = file_kind(files)
     options = {"sample_by": "document"} if kind == "text" else {}
-    return _load(
-        kind, data_files=[glob.escape(str(file)) for file in files], split="train", **options
-    )
+    rows = data_set.load_files(kind, files, **options)
+    return _part(rows, partition, partitions), None
 
 
-def _load(*arguments: Any, **options: Any) -> Any:
-    """`datasets.load_dataset`, streaming, away from its cache: where the Hub fails, it would silently
-    take another revision from there, and it locks files there although nothing is kept."""
-    import datasets
-
-    with tempfile.TemporaryDirectory() as cache:
-        return datasets.load_dataset(*arguments, streaming=True, cache_dir=cache, **options)
-
-
-def _share(rows: Any, partition: int, partitions: int) -> Any:
-    """The partition's contiguous share of the files, or of the row groups where files are too few."""
+def _part(rows: Any, partition: int, partitions: int) -> Any:
+    """The partition's contiguous part of the files, or of the row groups where files are too few."""
     if rows.num_shards < partitions:
         rows = rows.reshard()
     if rows.num_shards < partitions:
@@ -224,27 +195,3 @@ def _share(rows: Any, partition: int, partitions: int) -> Any:
             f"{partitions} or more --text files"
         )
     return rows.shard(num_shards=partitions, index=partition)
-
-
-@contextmanager
-def _translate_errors(name: str) -> Iterator[None]:
-    """Turn what `datasets` raises while reading into errors for the user."""
-    import datasets
-    import pyarrow
-
-    try:
-        with hub.translate_errors(f"the text {name}", alternative=LOCAL_TEXT):
-            yield
-    except NeoscopeError:
-        raise
-    except StopIteration:
-        raise InputError(f"the text {name} is empty: give one with text") from None
-    except (
-        pyarrow.lib.ArrowInvalid,
-        pyarrow.lib.ArrowNotImplementedError,
-        datasets.exceptions.DatasetGenerationError,
-        datasets.table.CastError,
-        EOFError,
-        KeyError,
-    ) as error:
-        raise InputError(f"the text {name} is damaged or of another kind: {error}") from None

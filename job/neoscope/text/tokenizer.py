@@ -9,11 +9,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from neoscope import hub
 from neoscope.errors import InputError
 from neoscope.hub import loading
-from neoscope.spec import GPT_NEO_MODELS, full_name
 from neoscope.text.gpt2 import gpt2_vocabulary
+from neoscope.text.tokenizer_files import PACKAGED, find_tokenizer
 from neoscope.text.vocabulary import special_ids, vocabulary_strings
 
 
@@ -31,31 +30,26 @@ class LoadedTokenizer:
 def load_tokenizer(
     name: str | None, *, revision: str | None, model: str, weights: str
 ) -> LoadedTokenizer:
-    """The tokenizer called `name`, or the model's own where it is None.
-
-    Random weights of a published GPT-Neo take the packaged GPT-2 vocabulary, which is GPT-Neo's
-    own, so that they need no Hub.
-    """
-    if name is None and weights == "random" and full_name(model) in GPT_NEO_MODELS:
-        tokenizer, name, found = packaged_tokenizer(), "gpt2 (packaged)", None
+    """The tokenizer called `name`, or the model's own where it is None."""
+    name, repository = find_tokenizer(name, revision=revision, model=model, weights=weights)
+    if name == PACKAGED:
+        tokenizer = packaged_tokenizer()
     else:
-        name = name or full_name(model)
-        what = f"the tokenizer {name}"
-        repository = hub.find(what, name, revision)
         from transformers import AutoTokenizer
 
-        with loading(what, repository):
+        with loading(f"the tokenizer {name}", repository):
             tokenizer = AutoTokenizer.from_pretrained(
                 name,
                 revision=repository.commit or "main",
-                local_files_only=repository.offline,
+                local_files_only=True,
                 trust_remote_code=False,
             )
-        found = repository.commit
     special = special_ids(tokenizer)
     if len(tokenizer) <= len(special):  # transformers makes do without vocabulary files
         raise InputError(f"the tokenizer {name} has no vocabulary: is its tokenizer.json there?")
-    return LoadedTokenizer(tokenizer, name, found, vocabulary_strings(tokenizer), special)
+    return LoadedTokenizer(
+        tokenizer, name, repository.commit, vocabulary_strings(tokenizer), special
+    )
 
 
 def packaged_tokenizer() -> Any:
