@@ -24,7 +24,7 @@ IMAGES = DOCS / "images"
 NOTEBOOKS = tuple(sorted((DOCS / "notebooks").glob("*.md")))
 URL = "s3://neoscope/local"  # as the notebooks have it
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-WIDTH, HEIGHT = 1200, 1500  # of the part of the report, in pixels
+WIDTH, HEIGHT = 1200, 1360  # of the part of the report, in pixels
 
 
 def execute(notebook: Path, url: str) -> NotebookNode:
