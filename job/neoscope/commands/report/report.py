@@ -2,7 +2,7 @@
 
 In: a committed run with statistics. Out: one HTML file that needs no network and reads in light, dark, on
 paper and on a phone. It is made from the statistics, the manifest, the vocabulary and the first token
-ids; of activations only the section on tokens reads any.
+ids; the section on tokens reads all activations, or the sums by token.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ def report(store: Store, *, permutations: int | None, progress: Progress) -> str
     histograms = by_length.histograms(statistics)
     limits = drawing.limits(histograms)
     correlation = by_length.correlation(statistics)
-    neurons = neuron_section(store) if "neurons" in manifest else None
+    tokens = _tokens(store, manifest, permutations, progress)
+    above = tokens["tokens"]["above"] if tokens["tokens"] else []
+    following = [(each["layer"], each["neuron"]) for each in above]
+    neurons = neuron_section(store, following) if "neurons" in manifest else None
     return template.render(
         url=store.url,
         manifest=manifest,
@@ -67,7 +70,7 @@ def report(store: Store, *, permutations: int | None, progress: Progress) -> str
         strongest=_strongest(correlation),
         neurons=neurons,
         firing_figure=figures.firing(neurons["layers"]) if neurons else None,
-        **_tokens(store, manifest, permutations, progress),
+        **tokens,
         sample=_sample(store, length["median"]),
     )
 
