@@ -56,11 +56,11 @@ def other(field: dataclasses.Field[Any]) -> Any:
 
 @pytest.mark.parametrize("field", dataclasses.fields(RunSpec), ids=lambda field: field.name)
 def test_every_field_is_in_the_fingerprint(field: dataclasses.Field[Any]) -> None:
-    changed = dataclasses.replace(RunSpec(), **{field.name: other(field)})
-    assert changed.fingerprint != RunSpec().fingerprint
-    assert [
-        line.split()[0] for line in differing_fields(changed.identity(), RunSpec().identity())
-    ] == [field.name]
+    spec = RunSpec(arrays=field.name != "token_sums")  # which goes with none alone
+    changed = dataclasses.replace(spec, **{field.name: other(field)})
+    assert changed.fingerprint != spec.fingerprint
+    lines = differing_fields(changed.identity(), spec.identity())
+    assert [line.split()[0] for line in lines] == [field.name]
 
 
 def test_a_text_file_is_what_it_holds_not_what_it_is_called() -> None:

@@ -84,6 +84,7 @@ class RunSpec:
     statistics: bool = True
     neurons: bool = True
     contexts: int = CONTEXTS
+    token_sums: bool = False
 
     def __post_init__(self) -> None:
         if self.seed is not None and self.seed < 0:
@@ -94,6 +95,16 @@ class RunSpec:
         if not (self.arrays or self.statistics or self.neurons):
             raise UsageError(
                 "--no-arrays, --no-statistics and --no-neurons leave nothing to store: drop one"
+            )
+        if self.token_sums and self.arrays:
+            raise UsageError(
+                "--token-sums goes with --no-arrays only: of a run with arrays the sums follow from them; "
+                "drop --token-sums, or give --no-arrays"
+            )
+        if self.token_sums and not self.neurons:
+            raise UsageError(
+                "--token-sums and --no-neurons do not fit: how much each neuron varies is what the "
+                "statistics by neuron say; drop one"
             )
         if self.neurons and self.batches * self.tokens_per_batch > MAX_COUNTED:
             raise UsageError(

@@ -182,7 +182,8 @@ def _warm() -> None:
     import neoscope.pipeline.partition
     import neoscope.reading.status
     import neoscope.statistics.length_kernels
-    import neoscope.statistics.neuron_kernels  # noqa: F401
+    import neoscope.statistics.neuron_kernels
+    import neoscope.statistics.token_kernels  # noqa: F401
     from neoscope.format import sealed_json
 
     torch.set_num_threads(1)

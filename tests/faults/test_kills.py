@@ -21,6 +21,7 @@ from faults.conftest import NewUrl, Tell, Undisturbed, times
 from faults.content import content, differences, objects, phase
 from faults.forks import Forks, Process
 from faults.proxy import Plan, Proxy, Request, proxied
+from neoscope.text.documents import SAMPLE_FILE
 
 MOST_KILLS = 3  # of one run, before it is left in peace
 LAST = ("manifest.json", "zarr.json")  # what is written when all else is there
@@ -84,6 +85,32 @@ def test_killed_at_any_moment_over_a_folder(
                 check_absent_or_whole(place, undisturbed)
         finish(forks, place, arguments, undisturbed)
     tell("killed at a random moment, folder", phases.total(), told(runs, phases))
+
+
+def test_killed_with_sums_by_token_in_three_partitions(
+    forks: Forks, small_model: Path, tmp_path: Path, chance: random.Random, tell: Tell
+) -> None:
+    """Each partition is killed once, after its first record or anywhere, and they end in another order."""
+    lines, texts = SAMPLE_FILE.read_text("utf-8").splitlines(), []
+    for number in range(3):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text("\n".join(lines[number * 11 : number * 11 + 11]) + "\n")
+        texts += ["--text", str(path)]
+    arguments = ["--model", str(small_model), *texts, "--no-arrays", "--token-sums"]
+    arguments += ["--sequences", "1", "--positions", "16", "--batches", "130", "--partitions", "3"]
+    whole, place = str(tmp_path / "whole"), str(tmp_path / "run")
+    for number in ("0", "1", "2"):
+        assert forks.run("run", whole, *arguments, "--partition", number).code == 0
+    for number in ("2", "0", "1"):
+        start = [place, *arguments, "--partition", number]
+        process, record = forks.start("run", *start), f"records/0000{number}-00000064.json"
+        process.until(Path(place, record).exists)
+        time.sleep(chance.uniform(0, 0.1))
+        assert process.kill().code in (0, -signal.SIGKILL)
+        assert forks.run("run", *start).code == 0
+    assert differences(content(place), content(whole)) == []
+    assert forks.run("verify", place).code == 0
+    tell("killed after a record, sums by token", 3, "3 partitions finished, merged and identical")
 
 
 def killing(process: list[Process], number: int, fault: str | None) -> Plan:

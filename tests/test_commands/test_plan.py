@@ -30,6 +30,7 @@ SHAPES = [
     {"compression": "lz4"},
     {"sequences": 1, "positions": 1},
     {"arrays": False, "batches": 67},
+    {"arrays": False, "batches": 3, "partitions": 2, "token_sums": True},
     {"statistics": False},
     {"neurons": False},
     {"layers": "1", "sequences_per_pass": 2},
@@ -50,6 +51,7 @@ def run(url: str, spec: RunSpec, *more: str, text: Path | None = None) -> None:
     words += [
         f"--no-{name}" for name in ("arrays", "statistics", "neurons") if not getattr(spec, name)
     ]
+    words += ["--token-sums"] if spec.token_sums else []
     words += ["--layers", ",".join(map(str, spec.layers))] if spec.layers else []
     words += ["--sequences-per-pass", spec.pass_sequences]
     files = [word for file in sorted(text.iterdir()) for word in ("--text", file)] if text else []
@@ -99,6 +101,7 @@ def what(key: str) -> str:
         "statistics": "statistics of each partition",
         "neurons.zarr": "neurons.zarr",
         "neurons": "neurons of each partition",
+        "token-sums": "sums by token" if "MLP" in rest else "sums by token of each partition",
         "records": "records",
     }
     if folder != "activations.zarr":
@@ -114,6 +117,7 @@ def what(key: str) -> str:
         {},
         {"partitions": 2, "batches": 2},
         {"arrays": False, "batches": 67},
+        {"arrays": False, "batches": 67, "partitions": 2, "token_sums": True},
         {"statistics": False, "neurons": False},
     ],
     ids=str,

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from test_report import Page
 
+from neoscope import contexts
+from neoscope.commands.neuron_screen import printable
 from neoscope.commands.report.token_section import PROPERTIES, token_section
 from neoscope.progress import Progress
 from neoscope.reading import by_token
@@ -84,7 +86,7 @@ def test_the_page_says_why_there_is_none(small_model: Path, url: str, tmp_path: 
     assert "Not answered on this page: this page was made with --no-tokens." in page(url).words
     given = ["--model", small_model, "--dataset", "sample", "--sequences", 1, "--positions", 4]
     for option, reason in (
-        ("--no-arrays", "it keeps no activations (--no-arrays)"),
+        ("--no-arrays", "it keeps neither activations (--no-arrays) nor --token-sums"),
         ("--arrays", "the text is too short for it ("),
     ):
         run = tmp_path / option
@@ -92,6 +94,21 @@ def test_the_page_says_why_there_is_none(small_model: Path, url: str, tmp_path: 
         done = invoke("report", run)
         assert done.code == 0 and reason in done.err
         assert reason in page(run).words and page(run).open == []
+
+
+def test_neurons_above_chance_lead_to_their_passages(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neoscope.commands.report.token_section.LEVEL", 0.95)
+    assert invoke("report", url, "--permutations", 19).code == 0
+    found = page(url)
+    links = [each["href"] for each in found.all("a") if "#neuron-" in (each["href"] or "")]
+    rows = [f"#{each['id']}" for each in found.all("tr") if each.get("id")]
+    assert links == rows and links
+    _, layer, neuron = links[0].split("-")
+    (passage,) = contexts(url, int(layer), int(neuron), 1, before=8, after=3)
+    words = f"{layer}{neuron}{passage.value:+.2f}" + "".join(map(printable, passage.tokens))
+    assert words in found.words
 
 
 def test_a_missing_chunk_is_no_answer(url: str, tmp_path: Path) -> None:

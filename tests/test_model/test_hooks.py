@@ -13,8 +13,8 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 import neoscope
 from neoscope.errors import InputError
-from neoscope.model.architectures import ARCHITECTURES
-from neoscope.model.hooks import capture, hook_points, stream
+from neoscope.model.architectures import ARCHITECTURES, hook_point
+from neoscope.model.hooks import Consumer, capture, hook_points, linear_maps, stream
 
 VOCABULARY, POSITIONS, WINDOW = 101, 40, 8
 
@@ -164,6 +164,42 @@ def test_consumers_get_each_layer_in_order_as_it_appears(
     assert told == [
         (consumer, f"MLP_{layer}") for layer in range(4) for consumer in ("first", "second")
     ]
+
+
+@pytest.mark.parametrize("forward", ["fast", "reference"])
+def test_consumers_of_inputs_get_what_the_outputs_are_made_of(
+    model: GPTNeoForCausalLM, token_ids: torch.Tensor, forward: str
+) -> None:
+    point = ARCHITECTURES["gpt_neo"]
+    found: dict[str, dict[str, torch.Tensor]] = {"inputs": {}, "outputs": {}}
+
+    def keep(kind: str) -> Consumer:
+        return lambda name, values: found[kind].update({name: values.clone()})
+
+    stream(model, token_ids, [keep("outputs")], forward=forward, inputs=[keep("inputs")])
+    maps = linear_maps(model, point)
+    assert list(maps) == list(found["inputs"]) == list(found["outputs"])
+    for name, linear in maps.items():
+        assert found["inputs"][name].shape == (3, POSITIONS, 32)
+        torch.testing.assert_close(linear(found["inputs"][name]), found["outputs"][name])
+
+
+def test_linear_maps_are_those_whose_inputs_say_the_same_in_fewer_numbers(
+    model: GPTNeoForCausalLM,
+) -> None:
+    inner = ARCHITECTURES["gpt_neo"]
+    assert [each.in_features for each in linear_maps(model, inner, [1, 3]).values()] == [32, 32]
+    assert linear_maps(model, hook_point("gpt_neo", inner.module, "input")) == {}
+    outer = "transformer.h.*.mlp.c_proj"
+    for module, side in ((outer, "output"), (outer, "input"), ("transformer.h.*.mlp", "output")):
+        assert linear_maps(model, hook_point("gpt_neo", module, side)) == {}  # type: ignore[arg-type]
+    c_fc = model.transformer.h[2].mlp.c_fc
+    c_fc.forward = c_fc.forward  # as an adapter or accelerate does
+    try:
+        assert linear_maps(model, inner) == {}
+        assert linear_maps(model, inner, [0, 1])
+    finally:
+        del c_fc.forward
 
 
 @pytest.mark.parametrize("forward", ["fast", "reference"])

@@ -15,13 +15,15 @@ import torch
 from neoscope.commands.plan import CUDA_BYTES, plan, sizes_of
 from neoscope.errors import InputError
 from neoscope.model import loading
-from neoscope.pipeline import inputs, memory
+from neoscope.pipeline import host_memory, inputs, memory
 from neoscope.spec import GPT_NEO_125M, RunSpec
 from neoscope.statistics.length_accumulator import LengthStatistics
 from neoscope.statistics.neuron_accumulator import NeuronStatistics
 from support.command import invoke
 
-SIZES = memory.Sizes(12, 3072, 768, 12, cells=62, ours=True, eager=False)
+SIZES = memory.Sizes(
+    12, 3072, 768, 12, cells=62, ours=True, eager=False, vocabulary=50_257, inputs=768
+)
 LAYER = 16 * 512 * 3072 * 4
 
 
@@ -69,6 +71,46 @@ def test_the_states_of_the_statistics_are_what_is_reckoned() -> None:
     assert sum(each.nbytes for each in tensors) == (
         memory.device_memory(RunSpec(), SIZES).statistics
     )
+
+
+def test_sums_by_token_are_what_can_be_counted_by_hand() -> None:
+    """Of few tokens as many cells as there are; of many, all token ids, apart for first positions."""
+    few = RunSpec(arrays=False, token_sums=True)
+    assert memory.token_cells(few, 50_257) == 16 * 512
+    assert memory.token_cells(few, 100) == 16 + 100
+    assert memory.token_cells(few, 50_257, partitions=2) == 2 * 16 * 512
+    many = RunSpec(arrays=False, token_sums=True, batches=10**4)
+    assert memory.token_cells(many, 50_257) == 2 * 50_257
+    cells = 16 * 512
+    assert memory.token_sums_bytes(few, SIZES) == cells * (768 * 8 + 17) + 4 * 3072 * 769
+    of_values = dataclasses.replace(SIZES, inputs=None)
+    assert memory.token_sums_bytes(few, of_values) == cells * (3072 * 8 + 17)
+    assert memory.token_sums_bytes(RunSpec(), SIZES) == 0
+    needed = 12 * memory.token_sums_bytes(few, SIZES) + 3 * memory.token_sums_bytes(few, SIZES)
+    memory.check_token_sums(few, SIZES, needed)
+    memory.check_token_sums(few, SIZES, None)
+    with pytest.raises(InputError, match=r"may come to 0\.90 GB of memory, and 0\.90 GB are free"):
+        memory.check_token_sums(few, SIZES, needed - 1)
+    with_them, without = (plan(RunSpec(arrays=False, token_sums=each)) for each in (True, False))
+    assert with_them.host_memory - without.host_memory == needed
+    assert with_them.device_memory == without.device_memory
+
+
+def test_the_hosts_memory_is_the_least_of_what_machine_and_container_have(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(host_memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(host_memory, "CGROUP", tmp_path)
+    assert host_memory.free_host_memory() is None
+    (tmp_path / "meminfo").write_text("MemTotal: 99 kB\nMemAvailable:      70 kB\n")
+    assert host_memory.free_host_memory() == 70 * 1024
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("30000\n")
+    assert host_memory.free_host_memory() == 70 * 1024
+    (tmp_path / "memory.max").write_text("50000\n")
+    assert host_memory.free_host_memory() == 20_000
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 5000\n")
+    assert host_memory.free_host_memory() == 25_000
 
 
 def test_a_plan_and_the_check_before_a_pass_reckon_alike(

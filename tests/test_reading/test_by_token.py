@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -17,14 +18,14 @@ import xarray as xr
 
 import neoscope
 from benchmarks.token_null import shares, tokens, values
-from neoscope import capture, load_model, open_run, open_statistics
+from neoscope import capture, load_model, open_neurons, open_run, open_statistics
 from neoscope.errors import CheckError, InputError, UsageError
 from neoscope.reading import by_token
 from neoscope.reading.token_features import token_class
 from neoscope.statistics import by_length
 from neoscope.statistics.token_permutation import frequency_deciles
 from neoscope.statistics.token_regression import Tokens
-from neoscope.statistics.token_sums import TokenAccumulator, TokenSums, through_linear
+from neoscope.statistics.token_sums import TokenAccumulator, TokenSums
 from neoscope.text.documents import SAMPLE_FILE
 from support.command import invoke
 
@@ -130,6 +131,7 @@ def test_cr3_is_the_jackknife_over_tokens(run: str, table: pd.DataFrame) -> None
 def test_from_arrays_from_values_and_from_inputs_they_are_the_same(
     run: str, small_model: Path, table: pd.DataFrame, sums: list[TokenSums]
 ) -> None:
+    """See test_stored_token_sums for what a run keeps itself."""
     arrays, model = open_run(run), load_model(str(small_model))
     chosen = arrays.token_length.values > 0
     first = np.zeros(chosen.shape, bool)
@@ -144,12 +146,15 @@ def test_from_arrays_from_values_and_from_inputs_they_are_the_same(
         of_values = TokenAccumulator(layer)
         of_values.add(outputs[f"MLP_{layer}"].numpy()[chosen], *at)
         made["values"].append(of_values.sums())
-        of_inputs = TokenAccumulator(layer, products=True)
+        of_inputs = TokenAccumulator(layer, squares=False)
         of_inputs.add(inputs[f"MLP_{layer}"].numpy()[chosen], *at)
+        neurons = open_neurons(run).sel(layer=layer)
+        moments = (each.values for each in (neurons.tokens, neurons["mean"], neurons.moment2))
         weight, bias = (
             each.detach().numpy() for each in (block.mlp.c_fc.weight, block.mlp.c_fc.bias)
         )
-        made["inputs"].append(through_linear(of_inputs.sums(), weight, bias))
+        kept = dataclasses.replace(of_inputs.sums(), weight=weight, bias=bias)
+        made["inputs"].append(kept.of_outputs(*moments))
     from_arrays = by_token.regress(sums, table[COLUMNS])
     scale = {"coefficient": from_arrays.standard_error, "t": 1.0, "r2": 1.0, "r2_token": 1.0}
     for name, tolerance in (("values", 1e-4), ("inputs", 1e-4)):
@@ -411,7 +416,7 @@ def test_a_run_that_has_no_arrays_has_features_and_no_sums(
     given = ["--model", small_model, "--dataset", "sample", "--sequences", 4, "--positions", 8]
     assert invoke("run", url, *given, "--no-arrays").code == 0
     assert by_token.features(url).log_frequency.map(np.exp).sum() == pytest.approx(1)
-    with pytest.raises(InputError, match="has no arrays"):
+    with pytest.raises(InputError, match="neither arrays .* nor sums by token"):
         by_token.regress(url, by_token.features(url)[["length"]])
 
 

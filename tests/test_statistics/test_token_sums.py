@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from neoscope.errors import CheckError
-from neoscope.statistics.token_sums import TokenAccumulator, TokenSums, through_linear
+from neoscope.statistics import token_sums
+from neoscope.statistics.token_regression import Tokens
+from neoscope.statistics.token_sums import TokenAccumulator, TokenSums, add_rows
 
 ROWS, NEURONS = 600, 7
 random = np.random.default_rng(0)
@@ -22,8 +24,8 @@ FIRST = np.arange(ROWS) % 20 == 0
 VALUES = (random.normal(size=(ROWS, NEURONS)) * 1e-2 + 300 - 200 * FIRST[:, None]).astype("f4")
 
 
-def summed(rows: slice = slice(None), *, products: bool = False) -> TokenSums:
-    accumulator = TokenAccumulator(3, products=products)
+def summed(rows: slice = slice(None), **options: Any) -> TokenSums:
+    accumulator = TokenAccumulator(3, **options)
     accumulator.add(VALUES[rows], TOKEN[rows], FIRST[rows])
     return accumulator.sums()
 
@@ -38,6 +40,7 @@ def assert_as_numpy(sums: TokenSums, values: npt.NDArray[Any] = VALUES) -> None:
         assert sums.count[cell] == len(chosen)
         found = sums.total[cell] + sums.count[cell] * sums.pivot[int(first)]
         np.testing.assert_allclose(found, chosen.sum(axis=0), rtol=1e-13)
+    assert sums.squares is not None
     for place in (False, True):
         some = sums.first == place
         step = sums.total[some].sum(axis=0) / sums.count[some].sum()
@@ -77,51 +80,119 @@ def test_what_was_given_is_not_changed_by_what_comes_later() -> None:
     assert_same(before, summed(slice(77)))
 
 
-@pytest.mark.parametrize("products", [False, True])
-def test_they_merge_in_any_order(products: bool) -> None:
-    parts = [summed(slice(a, b), products=products) for a, b in ((0, 90), (90, 400), (400, ROWS))]
+@pytest.mark.parametrize("cells", [1, 17, 10_000])
+def test_room_that_is_given_changes_no_bit(cells: int) -> None:
+    assert_same(summed(cells=cells), summed())
+
+
+@pytest.mark.parametrize("neurons", [NEURONS, 2 * token_sums.NEURONS_A_THREAD + 5])
+def test_the_compiled_kernel_gives_numpys_bits_however_many_threads_add(
+    neurons: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert token_sums._compiled() not in (None, add_rows)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    values = np.random.default_rng(2).normal(300, 1, size=(ROWS, neurons)).astype("f4")
+    found = []
+    for kernel in (token_sums._compiled(), None):
+        monkeypatch.setattr(token_sums, "_compiled", lambda kernel=kernel: kernel)
+        for squares in (True, False):
+            accumulator = TokenAccumulator(3, squares=squares)
+            accumulator.add(values, TOKEN, FIRST)
+            found.append(accumulator.sums())
+    compiled, compiled_totals, plain, plain_totals = found
+    assert_same(compiled, plain)
+    assert_same(compiled_totals, plain_totals)
+    assert compiled_totals.squares is None
+    np.testing.assert_array_equal(compiled_totals.total, compiled.total)
+
+
+@pytest.mark.parametrize("squares", [False, True])
+def test_they_merge_in_any_order(squares: bool) -> None:
+    parts = [summed(slice(a, b), squares=squares) for a, b in ((0, 90), (90, 400), (400, ROWS))]
     # One of them has a pivot far away: first positions alone.
-    alone = TokenAccumulator(3, products=products)
+    alone = TokenAccumulator(3, squares=squares)
     alone.add(VALUES[FIRST], TOKEN[FIRST], FIRST[FIRST])
-    rest = TokenAccumulator(3, products=products)
+    rest = TokenAccumulator(3, squares=squares)
     rest.add(VALUES[~FIRST], TOKEN[~FIRST], FIRST[~FIRST])
     for some in (parts, [alone.sums(), rest.sums()]):
         for order in itertools.permutations(some):
             merged = order[0]
             for part in order[1:]:
                 merged = merged + part
-            diagonal = np.diagonal(merged.squares, axis1=1, axis2=2) if products else merged.squares
-            assert_as_numpy(dataclasses.replace(merged, squares=diagonal))
+            assert (merged.squares is not None) == squares
+            assert_as_numpy(merged if squares else merged.of_outputs(*moments(VALUES)))
 
 
-def test_sums_of_other_layers_are_not_merged() -> None:
+def test_what_is_not_of_one_layer_and_model_is_not_merged() -> None:
     with pytest.raises(ValueError, match="layer 3 .* layer 4"):
         summed() + dataclasses.replace(summed(), layer=4)
+    with pytest.raises(ValueError, match="has no squares"):
+        summed() + summed(squares=False)
+    weight = np.eye(NEURONS, dtype=np.float32)
+    one, other = (dataclasses.replace(summed(), weight=each) for each in (weight, -weight))
+    with pytest.raises(ValueError, match="of another weight"):
+        one + other
+    with pytest.raises(ValueError, match="has no weight"):
+        summed() + one
+    assert ((one + one).weight == weight).all()
 
 
-def test_through_a_linear_map_they_are_those_of_its_outputs() -> None:
-    linear = torch.nn.Linear(NEURONS, 50).double()
-    weight, bias = linear.weight.detach().numpy(), linear.bias.detach().numpy()
-    direct = TokenAccumulator(3)
+def moments(values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
+    """Rows [first_position], mean and variance [first_position, neuron] of values, as a run knows them."""
+    parts = [values[place == FIRST].astype(np.float64) for place in (False, True)]
+    return (
+        np.array([len(part) for part in parts]),
+        np.array([part.mean(axis=0) for part in parts]),
+        np.array([part.var(axis=0) for part in parts]),
+    )
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_through_a_linear_map_they_are_those_of_its_outputs(biased: bool) -> None:
+    linear = torch.nn.Linear(NEURONS, 50, bias=biased)
+    inputs = mapped(summed(squares=False), linear)
     with torch.no_grad():
-        direct.add(linear(torch.from_numpy(VALUES).double()).numpy(), TOKEN, FIRST)
-    assert_close(through_linear(summed(products=True), weight, bias), direct.sums(), 1e-9, 1e-9)
+        outputs = linear.double()(torch.from_numpy(VALUES).double()).numpy()
+    direct = TokenAccumulator(3)
+    direct.add(outputs, TOKEN, FIRST)
+    assert_close(inputs.of_outputs(*moments(outputs)), direct.sums(), 1e-9, 1e-9)
 
 
 def test_through_a_linear_map_in_float32_they_agree_within_its_rounding() -> None:
     torch.manual_seed(0)
     hidden = np.random.default_rng(1).normal(size=(ROWS, 768)).astype(np.float32)
     linear = torch.nn.Linear(768, 50)
-    inputs, outputs = TokenAccumulator(0, products=True), TokenAccumulator(0)
+    inputs, direct = TokenAccumulator(0, squares=False), TokenAccumulator(0)
     inputs.add(hidden, TOKEN, FIRST)
     with torch.no_grad():
-        outputs.add(linear(torch.from_numpy(hidden)).numpy(), TOKEN, FIRST)
-    weight, bias = linear.weight.detach().numpy(), linear.bias.detach().numpy()
-    assert_close(through_linear(inputs.sums(), weight, bias), outputs.sums(), 1e-5, 1e-6)
-    without = through_linear(inputs.sums(), weight)
-    np.testing.assert_allclose(
-        without.pivot + bias, through_linear(inputs.sums(), weight, bias).pivot
-    )
+        outputs = linear(torch.from_numpy(hidden)).numpy()
+    direct.add(outputs, TOKEN, FIRST)
+    found = mapped(inputs.sums(), linear).of_outputs(*moments(outputs))
+    assert found.weight is None and found.bias is None
+    assert_close(found, direct.sums(), 1e-5, 1e-6)
+
+
+def test_a_neuron_that_does_not_vary_has_squares_of_nothing_at_all() -> None:
+    linear = torch.nn.Linear(NEURONS, 2)
+    linear.weight.data[1], linear.bias.data[1] = 0, 0.1
+    with torch.no_grad():
+        outputs = linear(torch.from_numpy(VALUES)).numpy()
+    found = mapped(summed(squares=False), linear).of_outputs(*moments(outputs))
+    variation = Tokens.of(found, first_positions=True).variation
+    assert variation[1] == 0 and variation[0] > 0
+
+
+def test_sums_of_no_squares_are_not_regressed_on() -> None:
+    with pytest.raises(ValueError, match="without squares"):
+        Tokens.of(summed(squares=False), first_positions=True)
+
+
+def mapped(inputs: TokenSums, linear: torch.nn.Linear) -> TokenSums:
+    """The sums of a map's inputs, with the map, as they come back from the store."""
+    both = (linear.weight, linear.bias)
+    weight, bias = (None if each is None else each.detach().numpy() for each in both)
+    sums = dataclasses.replace(inputs, weight=weight, bias=bias)
+    return TokenSums.load(sums.dump())
 
 
 def assert_close(found: TokenSums, direct: TokenSums, mean: float, deviation: float) -> None:
@@ -141,11 +212,6 @@ def variance(sums: TokenSums) -> npt.NDArray[np.float64]:
     total = [sums.total[sums.first == place].sum(axis=0) for place in (False, True)]
     rows = np.array(rows)[:, None]
     return sums.squares / rows - (np.array(total) / rows) ** 2
-
-
-def test_squares_alone_do_not_go_through_a_linear_map() -> None:
-    with pytest.raises(ValueError, match="all products"):
-        through_linear(summed(), np.eye(NEURONS))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -37,6 +37,10 @@ class Shape:
     matrices: int
     weight_bytes: int
     ours: bool
+    vocabulary: int
+    inputs: (
+        int | None
+    )  # of the linear maps whose outputs are captured, as `hooks.linear_maps` has them
 
 
 def model_shape(spec: RunSpec) -> Shape:
@@ -79,12 +83,14 @@ def _published(spec: RunSpec, point: HookPoint, neurons: int) -> Shape:
         matrices * (layers[-1] + 1),
         BYTES[spec.precision] * parameters + count * positions**2,
         point == ARCHITECTURES["gpt_neo"],
+        VOCABULARY,
+        hidden if point.side == "output" else None,
     )
 
 
 def _built(spec: RunSpec) -> Shape:
     """From transformers' own model, on a device that holds no values."""
-    from neoscope.model.hooks import hook_points, layer_numbers
+    from neoscope.model.hooks import hook_points, layer_numbers, linear_maps
     from neoscope.model.loading import empty_model, model_bytes
 
     config = _config(spec)
@@ -102,6 +108,8 @@ def _built(spec: RunSpec) -> Shape:
         sum(p.numel() for at, p in numbered if p.dim() > 1 and at and int(at[1]) <= layers[-1]),
         model_bytes(model),
         config.model_type == "gpt_neo" and point == ARCHITECTURES["gpt_neo"],
+        text.vocab_size,
+        next((each.in_features for each in linear_maps(model, point, spec.layers).values()), None),
     )
 
 

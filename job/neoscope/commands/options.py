@@ -204,6 +204,13 @@ SPEC_OPTIONS = (
         f"[default: {CONTEXTS}]",
     ),
     option(
+        "--token-sums",
+        is_flag=True,
+        help="With --no-arrays, also store the sums of what every neuron does at each token id, which tell "
+        "length from which token it is. 8 bytes for every layer, token id and neuron (or number of the "
+        "hidden state, where neurons are outputs of a linear map): see neoscope plan.",
+    ),
+    option(
         "--forward",
         type=click.Choice(["fast", "reference"]),
         default="fast",

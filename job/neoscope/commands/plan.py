@@ -4,7 +4,8 @@ In: a spec. Out: bytes, objects, requests, operations and memory. It looks at no
 `model_shape`, for time and price `price`.
 
 Objects, requests and the bytes of arrays are those of a run that nothing disturbs, exactly but for
-compression. Memory, and the bytes of statistics, which depend on the text, are estimates.
+compression. Memory, and the bytes of statistics, which depend on the text, are estimates; those of sums by
+token are what they are at most.
 """
 
 from __future__ import annotations
@@ -92,6 +93,9 @@ def plan(spec: RunSpec) -> Plan:
     parts = _parts(spec, shape, schemas)
     sizes = sizes_of(spec, shape)
     states = _cells_bytes(spec, shape) + _neurons_bytes(spec, shape)
+    memory.check_token_sums(spec, sizes, None)
+    sums, whole = (memory.token_sums_bytes(spec, sizes, each) for each in (1, spec.partitions))
+    states += len(shape.layers) * sums + memory.COPIES * whole
     host = PROCESS_BYTES + shape.weight_bytes + memory.host_buffers(spec, shape.neurons)
     return Plan(
         spec,
@@ -100,7 +104,8 @@ def plan(spec: RunSpec) -> Plan:
         _requests(spec, shape, schemas),
         _flops(spec, shape),
         sum(part.size for part in parts)
-        + _records(spec) * (_cells_bytes(spec, shape) + _neurons_bytes(spec, shape) // DUMPED),
+        + _records(spec) * (_cells_bytes(spec, shape) + _neurons_bytes(spec, shape) // DUMPED)
+        + len(shape.layers) * (_records(spec) * sums + whole),
         host + states + memory.working_bytes(spec, sizes),
         CUDA_BYTES + shape.weight_bytes + memory.device_memory(spec, sizes).total,
     )
@@ -116,6 +121,8 @@ def sizes_of(spec: RunSpec, shape: Shape) -> memory.Sizes:
         CELLS_KEPT,
         ours=shape.ours and spec.forward == "fast",
         eager=spec.forward == "reference",
+        vocabulary=shape.vocabulary,
+        inputs=shape.inputs,
     )
 
 
@@ -143,6 +150,16 @@ def _parts(spec: RunSpec, shape: Shape, schemas: dict[str, ArraySchema]) -> list
         parts += [
             Part("neurons of each partition", spec.partitions, about=spec.partitions * one),
             Part("neurons.zarr", _group_objects("neurons", shape), about=one),
+        ]
+    if spec.token_sums:
+        sizes, captured = sizes_of(spec, shape), len(shape.layers)
+        each, whole = (
+            memory.token_sums_bytes(spec, sizes, number) for number in (1, spec.partitions)
+        )
+        states = spec.partitions * captured
+        parts += [
+            Part("sums by token of each partition", states, about=states * each),
+            Part("sums by token", captured, about=captured * whole),
         ]
     return [part for part in parts if part.objects]
 
@@ -181,11 +198,13 @@ def _requests(spec: RunSpec, shape: Shape, schemas: dict[str, ArraySchema]) -> R
     """As `run`, `pipeline` and `commit` make them, each partition once, one after another."""
     chunks = sum(math.prod(schema.grid) for schema in schemas.values())
     layers = sum(name.startswith(LAYER) for name in schemas)
-    workers, records, names = spec.partitions, _records(spec), kept(spec.to_json())
+    workers, records = spec.partitions, _records(spec)
+    names = [name for name in kept(spec.to_json()) if name in GROUPS]
+    sums = spec.token_sums * len(shape.layers)  # objects, of each state and of the run
     # the claim; each worker its vocabulary; with each record a partition's states; at the end all metadata
     # and the manifest
-    puts = 1 + workers + chunks + records * (1 + len(names)) + len(schemas) + 1
-    puts += sum(_group_objects(name, shape) for name in names) + 1
+    puts = 1 + workers + chunks + records * (1 + len(names) + sums) + len(schemas) + 1
+    puts += sum(_group_objects(name, shape) for name in names) + sums + 1
     return Requests(
         # the claim twice, to see that the store refuses the second; each worker's first with a wrong
         # checksum, which the store refuses too
@@ -196,14 +215,15 @@ def _requests(spec: RunSpec, shape: Shape, schemas: dict[str, ArraySchema]) -> R
         + 2 * workers
         + (workers - 1)
         + layers * spec.total_batches
-        + (1 + bool(names)) * records
-        + len(names) * workers,
+        + (1 + bool(names) + spec.token_sums) * records
+        + (len(names) + sums) * workers,
         # the place, which is looked at before the model is loaded and as it is claimed; records, before
         # and after each share of the work; at the end chunks and states
         lists=2
         + (2 * workers - 1) * math.ceil(records / PAGE)
         + math.ceil(chunks / PAGE)
-        + len(names) * math.ceil(workers / PAGE),
+        + len(names) * math.ceil(workers / PAGE)
+        + math.ceil(sums * (workers + 1) / PAGE),
         # states that the next record's have superseded
         deletes=bool(names) * (records - workers),
     )

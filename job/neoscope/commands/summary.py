@@ -72,6 +72,7 @@ def _stored(manifest: dict[str, Any]) -> list[str]:
     for name, what in (
         ("statistics", "statistics by token length of every layer and neuron"),
         ("neurons", "what every neuron does: moments, histogram and passages"),
+        ("token_sums", "sums by token of every layer, for neoscope report and by_token"),
     ):
         if name in manifest:
             size = sum(entry["size"] for entry in manifest[name]["objects"].values()) / 1e6

@@ -24,10 +24,11 @@ from neoscope.errors import CheckError, InputError, UsageError
 from neoscope.extra import require_run
 from neoscope.format import groups, layout, records
 from neoscope.format.claim import left_by_system
-from neoscope.format.layout import FOLDERS, MANIFEST, REPORT
+from neoscope.format.layout import FOLDERS, MANIFEST, PARTITION_TOKEN_SUMS, REPORT
 from neoscope.format.manifest import manifest_content
 from neoscope.format.states import kept
 from neoscope.format.statistics import GROUPS
+from neoscope.format.token_sums import merged_layers
 from neoscope.progress import Progress
 from neoscope.reading.inventory import (
     Expected,
@@ -38,6 +39,7 @@ from neoscope.reading.inventory import (
     read_inventory,
 )
 from neoscope.statistics import token_lengths
+from neoscope.statistics.token_sums import TokenSums
 from neoscope.storage.store import Store, again, concurrent_map
 from neoscope.text.documents import describe_file
 from neoscope.text.vocabulary import length_table
@@ -180,7 +182,9 @@ def _documents(store: Store, run: Inventory) -> Iterator[Problem]:
             and json.loads(json.dumps(value)) != run.manifest[field]
         ):
             yield Problem(MANIFEST, f"its {field} is not what the records say")
-    for name in names:
+    if PARTITION_TOKEN_SUMS in names:
+        yield from _token_sums(store, run)
+    for name in [name for name in names if name in GROUPS]:
         yield from _statistics(store, run, name, content.get(name, NO_STATISTICS)["arrays"])
 
 
@@ -200,6 +204,28 @@ def _statistics(
     digests = {name: array["digest"] for name, array in merged.items()}
     if sound and not problems and groups.digests(GROUPS[name], sound) != digests:
         yield Problem(GROUPS[name].path, "holds other values than the partitions' states give")
+
+
+def _token_sums(store: Store, run: Inventory) -> Iterator[Problem]:
+    """The sums by token of each layer, by their bytes, and against what the partitions' states give. (Their
+    bytes made anew could differ, as those of statistics.)"""
+    objects = dict(run.manifest.get(PARTITION_TOKEN_SUMS, NO_STATISTICS)["objects"])
+    last, tokens = list(run.totals.last.values()), sum(run.totals.lengths.values())
+    try:
+        for sums in merged_layers(store, run.claim, last, tokens) if tokens else ():
+            key = layout.merged_key(sums.layer)
+            if objects.pop(key, None) is None:
+                yield Problem(MANIFEST, f"it does not name {key}")
+                continue
+            body = store.get(key, run.fits(key))
+            if find := run.find(key, body):
+                yield find
+            elif body is not None and TokenSums.load(body).dump() != sums.dump():
+                yield Problem(key, "holds other values than the partitions' states give")
+    except CheckError as error:
+        yield Problem(store.url, str(error))
+        return
+    yield from (Problem(MANIFEST, f"it names {key}, which no state gives") for key in objects)
 
 
 def _each_chunk(

@@ -6,6 +6,7 @@ In: numbers. Out: keys, relative to the run's URL. It does not know what the obj
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from neoscope.spec import LAYER
 from neoscope.statistics import neurons
@@ -23,6 +24,10 @@ NEURONS = "neurons.zarr"
 # What is kept of a partition for each; the spec, records and the manifest call them by these names too.
 PARTITION_STATISTICS = "statistics"
 PARTITION_NEURONS = "neurons"
+PARTITION_TOKEN_SUMS = "token_sums"
+TOKEN_SUMS = (
+    "token-sums"  # the folder of its objects, one a layer: of each partition, and of the run
+)
 STATISTICS_DIMENSIONS = {
     "tokens": ("first_position", "length"),
     "histogram": ("layer", "first_position", "length", "bin"),
@@ -40,8 +45,10 @@ REPORT = "report.html"  # beside a run, and no part of what it says
 SELECTION = "selection.json"  # put first where a part of a run goes
 RECORD_KEY = re.compile(rf"{RECORDS}/(\d{{5}})-(\d{{8}})\.json")
 STATE_KEY = re.compile(
-    rf"({PARTITION_STATISTICS}|{PARTITION_NEURONS})/\d{{5}}-\d{{8}}\.safetensors"
+    rf"(({PARTITION_STATISTICS}|{PARTITION_NEURONS})/\d{{5}}-\d{{8}}|{TOKEN_SUMS}/\d{{5}}-\d{{8}}-\d{{2,}})"
+    r"\.safetensors"
 )
+MERGED_KEY = re.compile(rf"{TOKEN_SUMS}/{LAYER}\d+\.safetensors")
 ZARR_KEYS = r"(zarr\.json|{names}/zarr\.json|{names}/c(/\d+)+)"
 FILES = (MANIFEST, CLAIM, VOCABULARY, REPORT)
 FOLDERS = (
@@ -50,11 +57,13 @@ FOLDERS = (
     NEURONS,
     PARTITION_STATISTICS,
     PARTITION_NEURONS,
+    TOKEN_SUMS,
     RECORDS,
 )
 PATTERNS = (
     RECORD_KEY,
     STATE_KEY,
+    MERGED_KEY,
     re.compile(
         f"{ACTIVATIONS}/" + ZARR_KEYS.format(names=rf"({LAYER}\d+|{TOKEN_IDS}|{TOKEN_LENGTH})")
     ),
@@ -68,9 +77,23 @@ def record_key(partition: int, batches: int) -> str:
     return f"{RECORDS}/{partition:05d}-{batches:08d}.json"
 
 
-def state_key(name: str, partition: int, batches: int) -> str:
-    """The key of what is kept of a partition up to `batches`, for the statistics with this name."""
-    return f"{name}/{partition:05d}-{batches:08d}.safetensors"
+def state_folder(name: str) -> str:
+    """The folder of what is kept of partitions for the statistics with this name."""
+    return TOKEN_SUMS if name == PARTITION_TOKEN_SUMS else name
+
+
+def state_keys(name: str, partition: int, batches: int, layers: Sequence[int]) -> list[str]:
+    """The keys of what is kept of a partition up to `batches`, for the statistics with this name: an
+    object of all layers, or one of each for sums by token."""
+    stem = f"{state_folder(name)}/{partition:05d}-{batches:08d}"
+    if name == PARTITION_TOKEN_SUMS:
+        return [f"{stem}-{layer:02d}.safetensors" for layer in layers]
+    return [f"{stem}.safetensors"]
+
+
+def merged_key(layer: int) -> str:
+    """The key of a layer's sums by token of the whole run."""
+    return f"{TOKEN_SUMS}/{LAYER}{layer}.safetensors"
 
 
 def belongs(key: str) -> bool:

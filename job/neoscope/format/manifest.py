@@ -43,7 +43,9 @@ def manifest_content(
         list(totals.last.values()),
         {**group, "positions": claim["spec"]["positions"]},
     )
-    for name in kept(claim["spec"]) if totals.lengths else ():
+    for name in GROUPS if totals.lengths else ():
+        if name not in kept(claim["spec"]):
+            continue
         merged = merge_partitions(store, name, claim, last, totals.lengths)
         if name == PARTITION_NEURONS:
             manifest["checks"]["constant_layers"] = _constant_layers(claim, merged)

@@ -4,23 +4,31 @@ In: states as bytes, claim and records. Out: objects, and the way back from them
 state holds, nor how it was computed.
 
 A partition has one object for each kind of statistics, `statistics/PARTITION-BATCHES.safetensors` and
-`neurons/PARTITION-BATCHES.safetensors`, which its last record names. Those before are deleted once the
-record is there.
+`neurons/PARTITION-BATCHES.safetensors`, and of sums by token, which are large, one for each layer,
+`token-sums/PARTITION-BATCHES-LAYER.safetensors`. Its last record names them. Those before are deleted once
+the record is there.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from neoscope.errors import CheckError, InputError
 from neoscope.format import chunks, sealed_json
-from neoscope.format.layout import PARTITION_NEURONS, PARTITION_STATISTICS, STATE_KEY, state_key
+from neoscope.format.layout import (
+    PARTITION_NEURONS,
+    PARTITION_STATISTICS,
+    PARTITION_TOKEN_SUMS,
+    STATE_KEY,
+    state_folder,
+    state_keys,
+)
 from neoscope.format.records import last_record, put_unrecorded, recorded_otherwise
 from neoscope.storage.store import Store
 
-STATISTICS_NAMES = (PARTITION_STATISTICS, PARTITION_NEURONS)
+STATISTICS_NAMES = (PARTITION_STATISTICS, PARTITION_NEURONS, PARTITION_TOKEN_SUMS)
 
 
 def kept(spec: Mapping[str, Any]) -> list[str]:
@@ -40,19 +48,52 @@ def put_states(
     """
     if not states:
         return {}
-    there = store.get(record, sealed_json.intact)
-    recorded = None
-    if there is not None:
-        recorded = sealed_json.load("record", there, f"{store.url}/{record}")
+    recorded = _recorded(store, record)
     entries = {}
     for name, body in states.items():
-        key = state_key(name, partition, batches)
-        entries[name] = {"key": key, "size": len(body), "digest": chunks.bytes_digest(body)}
-        if recorded is None:
-            put_unrecorded(store, key, body, record)
-        elif recorded[name] != entries[name]:
-            raise recorded_otherwise(store, key)
+        (key,) = state_keys(name, partition, batches, ())
+        entries[name] = _put(store, key, body, record, recorded and recorded[name])
     return entries
+
+
+def put_token_sums(
+    store: Store,
+    partition: int,
+    batches: int,
+    bodies: Iterable[bytes],
+    layers: Sequence[int],
+    record: str,
+) -> dict[str, Any]:
+    """As `put_states`, of the sums by token, the body of each of `layers` made when it is its turn."""
+    recorded = _recorded(store, record)
+    theirs = recorded[PARTITION_TOKEN_SUMS] if recorded else [None] * len(layers)
+    keys = state_keys(PARTITION_TOKEN_SUMS, partition, batches, layers)
+    each = zip(keys, bodies, theirs, strict=True)
+    return {PARTITION_TOKEN_SUMS: [_put(store, key, body, record, it) for key, body, it in each]}
+
+
+def _recorded(store: Store, record: str) -> dict[str, Any] | None:
+    """The record with this key, None where it is not put yet."""
+    there = store.get(record, sealed_json.intact)
+    return None if there is None else sealed_json.load("record", there, f"{store.url}/{record}")
+
+
+def _put(
+    store: Store, key: str, body: bytes, record: str, recorded: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Put a body that is not `recorded` yet; its entry."""
+    entry = {"key": key, "size": len(body), "digest": chunks.bytes_digest(body)}
+    if recorded is None:
+        put_unrecorded(store, key, body, record)
+    elif recorded != entry:
+        raise recorded_otherwise(store, key)
+    return entry
+
+
+def entries_of(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """What a record says of each object of the statistics with this name."""
+    found = record[name]
+    return found if isinstance(found, list) else [found]
 
 
 def last_state(
@@ -60,13 +101,16 @@ def last_state(
     claim: dict[str, Any],
     partition: int,
     stored: dict[int, list[int]] | None = None,
-) -> tuple[dict[str, Any] | None, dict[str, bytes]]:
-    """A partition's last record and the states up to it by name, None and nothing where there is no
-    record. `stored` is what `recorded` has found just now."""
+) -> tuple[dict[str, Any] | None, dict[str, list[bytes]]]:
+    """A partition's last record and the objects of the states up to it by name, None and nothing where
+    there is no record. `stored` is what `recorded` has found just now."""
     record = last_record(store, claim, partition, stored)
     while record:
         try:
-            return record, {name: read_state(store, record, name) for name in kept(claim["spec"])}
+            return record, {
+                name: [read_object(store, entry) for entry in entries_of(record, name)]
+                for name in kept(claim["spec"])
+            }
         except FileNotFoundError as error:
             # Another worker on the partition may have gone on meanwhile, and deleted them.
             before, record = record, last_record(store, claim, partition)
@@ -76,9 +120,14 @@ def last_state(
 
 
 def read_state(store: Store, record: dict[str, Any], name: str) -> bytes:
-    """The state that a record names. Raises FileNotFoundError where the object is not there,
+    """The state that a record names, of statistics with one object; raises as `read_object`."""
+    (entry,) = entries_of(record, name)
+    return read_object(store, entry)
+
+
+def read_object(store: Store, entry: dict[str, Any]) -> bytes:
+    """The object that a record's entry names. Raises FileNotFoundError where it is not there,
     CheckError where it is not the recorded one."""
-    entry = record[name]
     body = store.get(entry["key"], lambda body: chunks.bytes_digest(body) == entry["digest"])
     if body is None:
         raise FileNotFoundError(entry["key"])
@@ -93,12 +142,17 @@ def missing(store: Store, key: str) -> CheckError:
     return CheckError(f"{store.url}/{key} is missing: delete the run and run it again")
 
 
-def clear_superseded(store: Store, spec: dict[str, Any]) -> None:
+def clear_superseded(store: Store, claim: dict[str, Any]) -> None:
     """Delete what workers that were killed left of a run whose partitions are all recorded to the end:
     states that are not the last; by one listing of each kind. Without the permission they stay: the
     records name them."""
+    spec, layers = claim["spec"], claim["hook"]["layers"]
     for name in kept(spec):
-        last = {state_key(name, each, spec["batches"]) for each in range(spec["partitions"])}
-        there = {item.key for item in store.objects(name) if STATE_KEY.fullmatch(item.key)}
+        partitions = range(spec["partitions"])
+        last = {
+            key for each in partitions for key in state_keys(name, each, spec["batches"], layers)
+        }
+        folder = store.objects(state_folder(name))
+        there = {item.key for item in folder if STATE_KEY.fullmatch(item.key)}
         with contextlib.suppress(InputError):
             store.delete(sorted(there - last))

@@ -84,7 +84,7 @@ def merge_partitions(
         return _by_length(store, bodies, layers, counts)
     merged = neurons.merge(map(Neurons.load, bodies), claim["spec"]["contexts"])
     if merged["tokens"].sum() != sum(counts.values()):
-        raise _miscounted(store, name)
+        raise miscounted(store, name)
     return merged | neurons.coordinates(layers)
 
 
@@ -107,12 +107,12 @@ def _by_length(
         for body in bodies:
             part = Cells.load(body)
             if not np.isin(part.length, lengths).all():
-                raise _miscounted(store, PARTITION_STATISTICS)
+                raise miscounted(store, PARTITION_STATISTICS)
             yield part
 
     merged = length_cells.merge(lengths, each())
     if merged["tokens"].sum(axis=0).tolist() != list(counts.values()):
-        raise _miscounted(store, PARTITION_STATISTICS)
+        raise miscounted(store, PARTITION_STATISTICS)
     edges = np.arange(-HALF, HALF + 1) / BINS_PER_UNIT
     return {
         **merged,
@@ -125,7 +125,7 @@ def _by_length(
     }
 
 
-def _miscounted(store: Store, name: str) -> CheckError:
+def miscounted(store: Store, name: str) -> CheckError:
     return CheckError(
         f"{store.url}/{name} has counted other tokens than the records: delete the run and run it again"
     )

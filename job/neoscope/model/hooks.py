@@ -4,6 +4,8 @@ In: a decoder of transformers and token ids. Out: each layer's values as it appe
 consumers from inside the hook, or all of them as a dictionary. It does not know what consumers do,
 nor which architectures there are.
 
+Where a hook is on the output of a module, other consumers may take its input beside it, in the same way.
+
 Consumers are called with a layer's name and its values [sequence, position, neuron], once a layer and
 a pass, in the order in which the layers are computed, on the model's device and in its dtype. The
 values are a consumer's only until it returns: the pass may write over them after that, so it copies
@@ -78,10 +80,12 @@ def stream(
     forward: str,
     point: HookPoint | None = None,
     layers: Sequence[int] | None = None,
+    inputs: Sequence[Consumer] = (),
 ) -> None:
     """Run the model once and give each layer to every consumer as it appears.
 
-    `point` is by default the architecture's own, `layers` all. Nothing after the last hook point is
+    `point` is by default the architecture's own, `layers` all. `inputs` are consumers of what a module is
+    given [sequence, position, input] whose output the layer is. Nothing after the last hook point is
     computed.
     """
     point = point or hook_point(_model_type(model), None, None)
@@ -89,12 +93,15 @@ def stream(
     modules = hook_points(model, point, layers)
     waiting = set(modules)
 
-    def take(name: str, values: Any) -> None:
+    def take(name: str, values: Any, given: Any = None) -> None:
         if name not in waiting:
             raise InputError(
                 f"{name} ({point.module}) runs more than once in a pass: give another --hook"
             )
         values = _by_token(f"the {point.side} of {name} ({point.module})", values, ids)
+        for consume in inputs:
+            what = f"the input of {name} ({point.module})"
+            consume(name, _by_token(what, given, ids))
         for consume in consumers:
             consume(name, values)
         waiting.discard(name)
@@ -134,6 +141,23 @@ def hook_points(
     return {f"{LAYER}{number}": named[point.module_of(number)] for number in numbers}
 
 
+def linear_maps(
+    model: PreTrainedModel | BareGPTNeo, point: HookPoint, layers: Sequence[int] | None = None
+) -> dict[str, torch.nn.Linear]:
+    """The modules of `hook_points`, where each is a plain linear map whose outputs are captured, and fewer
+    numbers go in than come out, so that the inputs say the same in fewer; none elsewhere."""
+    maps = {
+        name: module
+        for name, module in hook_points(model, point, layers).items()
+        # A quantised, adapted or offloaded one computes something else than its weight says.
+        if type(module) is torch.nn.Linear and "forward" not in vars(module)
+    }
+    if point.side != "output" or len(maps) < len(layer_numbers(model, point, layers)):
+        return {}
+    fewer = all(module.in_features < module.out_features for module in maps.values())
+    return maps if fewer else {}
+
+
 def layer_numbers(
     model: PreTrainedModel | BareGPTNeo, point: HookPoint, layers: Sequence[int] | None = None
 ) -> list[int]:
@@ -162,10 +186,15 @@ class _Finished(Exception):
 
 
 def _hook(
-    module: torch.nn.Module, side: Side, name: str, take: Callable[[str, Any], None]
+    module: torch.nn.Module, side: Side, name: str, take: Callable[..., None]
 ) -> torch.utils.hooks.RemovableHandle:
     if side == "output":
-        return module.register_forward_hook(lambda _module, _inputs, output: take(name, output))
+        return module.register_forward_hook(
+            lambda _module, inputs, named, output: take(
+                name, output, [*inputs, *named.values(), None][0]
+            ),
+            with_kwargs=True,
+        )
     return module.register_forward_pre_hook(
         lambda _module, inputs, named: take(name, [*inputs, *named.values(), None][0]),
         with_kwargs=True,

@@ -15,10 +15,17 @@ from typing import Any
 from neoscope.errors import CheckError, ConflictError
 from neoscope.format import chunks, sealed_json
 from neoscope.format.arrays import schemas_of
-from neoscope.format.layout import ACTIVATIONS, MANIFEST, RECORDS
+from neoscope.format.layout import (
+    ACTIVATIONS,
+    MANIFEST,
+    PARTITION_TOKEN_SUMS,
+    RECORDS,
+    merged_key,
+)
 from neoscope.format.manifest import manifest_content, read_manifest
 from neoscope.format.records import each_record, record_counts, stored_batch_counts
 from neoscope.format.states import clear_superseded
+from neoscope.format.token_sums import layer_entry, merged_layers
 from neoscope.format.totals import Totals
 from neoscope.storage.integrity import same
 from neoscope.storage.store import Store
@@ -47,9 +54,11 @@ def commit(store: Store, claim: dict[str, Any]) -> dict[str, Any] | None:
         check(record)
         totals.add(record)
     manifest, documents = manifest_content(store, claim, totals)
+    if spec[PARTITION_TOKEN_SUMS] and totals.lengths:
+        manifest[PARTITION_TOKEN_SUMS] = _put_token_sums(store, claim, totals)
     manifest["timings"] = {**totals.timings, "commit": time.perf_counter() - began}
     body = sealed_json.dump("manifest", manifest)
-    clear_superseded(store, spec)
+    clear_superseded(store, claim)
     # No reader opens anything before all values are there.
     for key in sorted(documents, key=lambda key: key.endswith("zarr.json")):
         _create_same(store, key, documents[key])
@@ -67,6 +76,19 @@ def commit(store: Store, claim: dict[str, Any]) -> dict[str, Any] | None:
         return theirs
     store.clear_temporary_files()
     return sealed_json.load("manifest", body, MANIFEST)
+
+
+def _put_token_sums(store: Store, claim: dict[str, Any], totals: Totals) -> dict[str, Any]:
+    """Put the sums by token of the run, with one layer's in memory at a time; the manifest's entry."""
+    entry: dict[str, Any] = {"objects": {}}
+    last, tokens = list(totals.last.values()), sum(totals.lengths.values())
+    for sums in merged_layers(store, claim, last, tokens):
+        key, body = merged_key(sums.layer), sums.dump()
+        _create_same(store, key, body)
+        entry["objects"][key] = layer_entry(body)
+        entry["cells"] = len(sums.token)
+        entry["sums_of"] = "values" if sums.weight is None else "inputs"
+    return entry
 
 
 def _create_same(store: Store, key: str, body: bytes) -> None:

@@ -26,11 +26,12 @@ from neoscope.format import chunks
 from neoscope.format.records import record_counts
 from neoscope.format.vocabulary import vocabulary_content
 from neoscope.model.architectures import HookPoint, hook_point
-from neoscope.model.hooks import layer_numbers, neuron_counts, takes_fast_path
+from neoscope.model.hooks import layer_numbers, linear_maps, neuron_counts, takes_fast_path
 from neoscope.model.loading import LoadedModel, find_model, load
 from neoscope.model.memory import translate_out_of_memory
 from neoscope.model.shapes import check_positions
 from neoscope.pipeline import memory
+from neoscope.pipeline.host_memory import free_host_memory
 from neoscope.progress import Progress
 from neoscope.spec import SAMPLE, RunSpec
 from neoscope.statistics.length_cells import cell_count
@@ -51,6 +52,7 @@ class Inputs:
 
     loaded: LoadedModel
     point: HookPoint
+    maps: dict[str, torch.nn.Linear]  # whose inputs the sums by token are of; see `linear_maps`
     tokenizer: LoadedTokenizer
     lengths: npt.NDArray[np.uint16]  # of every token id
     batches: Iterator[Batch]
@@ -106,6 +108,7 @@ def prepare(
     return Inputs(
         loaded,
         point,
+        linear_maps(loaded.model, point, spec.layers),
         tokenizer,
         vocabulary.length_table(tokenizer.strings, tokenizer.special),
         itertools.chain([first], packed),
@@ -210,6 +213,7 @@ def _describe(
     model = loaded.model
     attention = model.config._attn_implementation
     fast = takes_fast_path(model.config.model_type, point, spec.forward)
+    maps = linear_maps(model, point, spec.layers)
     with translate_out_of_memory(lambda: memory.ran_out(spec)):  # where cuBLAS takes its workspace
         neurons = _neurons(spec, model, point)
     text = model.config.get_text_config()
@@ -221,7 +225,10 @@ def _describe(
         cells=cell_count(vocabulary.length_table(tokenizer.strings, tokenizer.special)),
         ours=fast,
         eager=attention == "eager" and not fast,
+        vocabulary=len(tokenizer.strings),
+        inputs=next((each.in_features for each in maps.values()), None),
     )
+    memory.check_token_sums(spec, sizes, free_host_memory())
     memory.check_pass(spec, sizes, model.device)
     return {
         "model": {

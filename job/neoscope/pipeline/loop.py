@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from typing import Any
@@ -24,8 +24,8 @@ import torch
 
 from neoscope.format.layout import TOKEN_IDS, TOKEN_LENGTH
 from neoscope.format.records import BATCHES_A_RECORD, record_counts
-from neoscope.format.states import put_states
-from neoscope.model.hooks import stream
+from neoscope.format.states import put_states, put_token_sums
+from neoscope.model.hooks import Consumer, stream
 from neoscope.model.memory import translate_out_of_memory
 from neoscope.pipeline import memory
 from neoscope.pipeline.inputs import Inputs
@@ -64,7 +64,7 @@ def store_batches(
     prepared: Inputs,
     to: Destination,
     first: int,
-    states: Mapping[str, bytes],
+    states: dict[str, list[bytes]],
     device: torch.device,
     timings: Timings,
 ) -> None:
@@ -75,7 +75,9 @@ def store_batches(
     with ExitStack() as stack:
         # From the state of the statistics to the last copy out of the pinned buffers.
         stack.enter_context(translate_out_of_memory(lambda: memory.ran_out(spec)))
-        statistics = make_statistics(spec, to.claim, prepared.lengths, states, device)
+        statistics = make_statistics(
+            spec, to.claim, prepared.lengths, states, prepared.maps, device
+        )
         stages = _begin(stack, spec, prepared, to, first, statistics, device)
         for count in record_counts(to.claim["spec"]):
             if count <= first:
@@ -85,7 +87,7 @@ def store_batches(
                 passed = _pass(stages, number, to.record_key(count), timings)
                 settled.append(stages.recording.settle(passed, timings))
             stages.recording.wait_for_room()
-            state = _put_state(stages, count)
+            state = _put_state(stages, count, timings)
             stages.recording.put((first, count), settled, state, timings)
             first, timings = count, {}
 
@@ -130,15 +132,20 @@ def _pass(stages: _Stages, number: int, record: str, timings: Timings) -> Passed
     with timed(timings, "capture"):
         for first in range(0, spec.sequences, spec.pass_sequences):
             sequences = slice(first, first + spec.pass_sequences)
-            lengths = token_lengths[sequences]
+            ids, lengths = batch.token_ids[sequences], token_lengths[sequences]
             placed = stages.statistics.place(lengths)
+            by_token = [_by_token(stages, ids, lengths, timings)] if spec.token_sums else []
             stream(
                 prepared.loaded.model,
-                batch.token_ids[sequences],
-                [functools.partial(take, sequences, lengths, placed)],
+                ids,
+                [
+                    functools.partial(take, sequences, lengths, placed),
+                    *([] if prepared.maps else by_token),
+                ],
                 forward=spec.forward,
                 point=prepared.point,
                 layers=spec.layers,
+                inputs=by_token if prepared.maps else [],
             )
         stages.statistics.check()
     arrays = stages.writer.finish() if stages.writer else {}
@@ -175,17 +182,49 @@ def _taker(
     return take
 
 
-def _put_state(stages: _Stages, count: int) -> Future[dict[str, Any]] | None:
-    """Have the statistics put as they are after so many batches; the record's entries of them."""
+def _by_token(
+    stages: _Stages,
+    ids: npt.NDArray[np.int32],
+    lengths: npt.NDArray[np.uint16],
+    timings: Timings,
+) -> Consumer:
+    """What adds some sequences of each layer, or of the inputs of its linear map, to the sums by token."""
+
+    def add(name: str, values: torch.Tensor) -> None:
+        with timed(timings, "statistics"):
+            stages.statistics.add_tokens(name, values, ids, lengths)
+
+    return add
+
+
+def _put_state(stages: _Stages, count: int, timings: Timings) -> Future[dict[str, Any]] | None:
+    """Have the statistics put as they are after so many batches; the record's entries of them.
+
+    Sums by token are put before it returns, one layer after the other: a copy of all of them, for the pass
+    to go on beside it, would be gigabytes.
+    """
     to, states = stages.to, stages.statistics.states()
     if not states:
         return None
+    with timed(timings, "store"):
+        token_sums = _put_token_sums(stages, count)
 
     def put() -> dict[str, Any]:
         bodies = {name: state.dump() for name, state in states.items()}
-        return put_states(to.store, to.partition, count, bodies, to.record_key(count))
+        entries = put_states(to.store, to.partition, count, bodies, to.record_key(count))
+        return entries | token_sums
 
     return stages.puts.submit(put)
+
+
+def _put_token_sums(stages: _Stages, count: int) -> dict[str, Any]:
+    """Put the sums by token as they are after so many batches; the record's entry of them."""
+    to, by_token = stages.to, stages.statistics.by_token
+    if by_token is None:
+        return {}
+    bodies = (sums.dump() for sums in by_token.sums())
+    layers, record = to.claim["hook"]["layers"], to.record_key(count)
+    return put_token_sums(to.store, to.partition, count, bodies, layers, record)
 
 
 def _of_run(stages: _Stages, number: int) -> int:

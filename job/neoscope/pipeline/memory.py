@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from neoscope.errors import InputError, UnavailableError
+from neoscope.errors import InputError, UnavailableError, UsageError
 from neoscope.format.arrays import array_schemas
 from neoscope.model.shapes import CPU_SEQUENCES
 from neoscope.pipeline.limits import ring_slots
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 WORKSPACE = 8 * 4096 * 1024  # what `numerics` has cuBLAS take
+LARGEST_OBJECT = 5_000_000_000  # that S3 takes in one request
+CELL_KEYS = 8 + 1 + 8  # of a cell of the sums by token: its token, whether it is first, its count
+COPIES = 3  # of one layer's sums, while they are ordered and put, or two partitions' are added up
 # Each neuron's pivot, total and squares, and the histogram, of a cell.
 NEURON_BYTES, CELL_BYTES = 4 + 8 + 8, 8 * BINS
 
@@ -30,7 +33,9 @@ NEURON_BYTES, CELL_BYTES = 4 + 8 + 8, 8 * BINS
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """A model as far as memory goes: `layers` that are captured, and the `cells` of its statistics.
-    `ours` is whether the pass is `gpt_neo.forward`, `eager` whether its attention holds all scores."""
+    `ours` is whether the pass is `gpt_neo.forward`, `eager` whether its attention holds all scores;
+    `vocabulary` are the token ids of its tokenizer, and `inputs` the numbers that go into the linear map
+    whose outputs are captured, None where sums by token are not of these; see `hooks.linear_maps`."""
 
     layers: int
     neurons: int
@@ -39,6 +44,8 @@ class Sizes:
     cells: int
     ours: bool
     eager: bool
+    vocabulary: int
+    inputs: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +82,48 @@ def neurons_bytes(spec: RunSpec, neurons: int, layers: int) -> int:
     """The state by neuron, apart for first positions: bins, a pivot, sums of powers, a count, contexts."""
     one = 4 * NEURON_BINS + 4 + 8 * POWERS + 4 + 2 * spec.contexts * (4 + 8)
     return spec.neurons * 2 * layers * neurons * one
+
+
+def token_cells(spec: RunSpec, vocabulary: int, partitions: int = 1) -> int:
+    """The most cells of sums by token that some partitions can have together: a token id at first positions
+    is one, and at all others another."""
+    sequences = partitions * spec.batches * spec.sequences
+    return min(vocabulary, sequences) + min(vocabulary, sequences * (spec.positions - 1))
+
+
+def token_sums_bytes(spec: RunSpec, sizes: Sizes, partitions: int = 1) -> int:
+    """The most bytes of one layer's sums by token, in memory and in the store; 0 where none are kept."""
+    width = sizes.inputs or sizes.neurons
+    cell = 8 * width + CELL_KEYS
+    map_ = 4 * (sizes.inputs + 1) * sizes.neurons if sizes.inputs else 0
+    return spec.token_sums * (token_cells(spec, sizes.vocabulary, partitions) * cell + map_)
+
+
+def check_token_sums(spec: RunSpec, sizes: Sizes, free: int | None) -> None:
+    """Refuse sums by token that would not be exact, or not fit: where values are rounded after the linear map
+    whose inputs are summed, where a layer's are more than one object holds, or where those of all layers
+    may come to more than the `free` bytes of the host's memory. Raises UsageError, InputError."""
+    if not spec.token_sums:
+        return
+    rounded = {"--precision": spec.precision, "--store-dtype": spec.store_dtype}
+    for option, dtype in rounded.items():
+        if sizes.inputs and dtype != "float32":
+            raise UsageError(
+                f"--token-sums keeps sums of the inputs of a linear map, from which its outputs in {dtype} "
+                f"do not follow exactly: drop {option} {dtype}, or --token-sums"
+            )
+    one = token_sums_bytes(spec, sizes, spec.partitions)
+    if one > LARGEST_OBJECT:
+        raise InputError(
+            f"--token-sums may come to {one / 1e9:.1f} GB a layer, and an object of S3 has 5 GB at most: "
+            "take fewer tokens, or drop --token-sums"
+        )
+    needed = sizes.layers * token_sums_bytes(spec, sizes) + COPIES * one
+    if free is not None and needed > free:
+        raise InputError(
+            f"--token-sums may come to {needed / 1e9:.2f} GB of memory, and {free / 1e9:.2f} GB are free: "
+            "take some of the --layers at a time, or fewer tokens, or drop --token-sums"
+        )
 
 
 def host_buffers(spec: RunSpec, neurons: int) -> int:

@@ -66,7 +66,7 @@ def store_partitions(
             torch.cuda.set_device(target)
         environment = describe_environment(target)
     start = _Start(spec, store, text_paths, target, environment, progress)
-    compile_kernels()
+    compile_kernels(spec)
     prepared: Inputs | None = None
     for partition in partitions:
         timings: dict[str, float] = {}
@@ -126,7 +126,7 @@ def _store_partition(
     claim: dict[str, Any],
     prepared: Inputs,
     last: dict[str, Any] | None,
-    states: dict[str, bytes],
+    states: dict[str, list[bytes]],
     timings: dict[str, float],
 ) -> None:
     """Store and record the batches of a partition after its last record, with the `states` up to it."""

@@ -16,21 +16,28 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from neoscope.format.layout import PARTITION_NEURONS, PARTITION_STATISTICS
+from neoscope.format.layout import (
+    PARTITION_NEURONS,
+    PARTITION_STATISTICS,
+    PARTITION_TOKEN_SUMS,
+)
+from neoscope.pipeline import memory
 from neoscope.spec import LAYER, RunSpec
 from neoscope.statistics.length_accumulator import LengthStatistics, PlacedTokens
 from neoscope.statistics.length_cells import Cells
 from neoscope.statistics.neuron_accumulator import NeuronStatistics
 from neoscope.statistics.neurons import Neurons
+from neoscope.statistics.token_accumulator import TokenStatistics
 
 KERNELS = ("neoscope.statistics.length_kernels", "neoscope.statistics.neuron_kernels")
+TOKEN_KERNELS = "neoscope.statistics.token_kernels"
 
 
-def compile_kernels() -> None:
+def compile_kernels(spec: RunSpec) -> None:
     """Begin to compile: it takes seconds, beside the text and the weights, not in the first layer's hook."""
 
     def compile_each() -> None:
-        for kernels in KERNELS:
+        for kernels in (*KERNELS, TOKEN_KERNELS) if spec.token_sums else KERNELS:
             importlib.import_module(kernels)
 
     threading.Thread(target=compile_each, daemon=True).start()
@@ -43,6 +50,7 @@ class PartitionStatistics:
     dtype: torch.dtype
     by_length: LengthStatistics | None
     by_neuron: NeuronStatistics | None
+    by_token: TokenStatistics | None
 
     def place(self, token_lengths: npt.NDArray[np.uint16]) -> PlacedTokens | None:
         """Where the tokens of a pass belong, once for all its layers."""
@@ -65,6 +73,19 @@ class PartitionStatistics:
         if self.by_neuron:
             self.by_neuron.add(name, stored, token_lengths, first)
 
+    def add_tokens(
+        self,
+        name: str,
+        values: torch.Tensor,
+        token_ids: npt.NDArray[np.int32],
+        token_lengths: npt.NDArray[np.uint16],
+    ) -> None:
+        """Add to the sums by token what they are of, a layer's values or its linear map's inputs, both
+        [sequence, position, neuron], at tokens with these ids and lengths [sequence, position]."""
+        if self.by_token:
+            stored = values if self.by_token.of_inputs else values.to(self.dtype)
+            self.by_token.add(name, stored, token_ids, token_lengths)
+
     def check(self) -> None:
         """Raise CheckError where a value that was added is not finite."""
         for each in (self.by_length, self.by_neuron):
@@ -72,7 +93,8 @@ class PartitionStatistics:
                 each.check()
 
     def states(self) -> dict[str, Cells | Neurons]:
-        """What has been added so far, by the names that records have; copies in host memory."""
+        """What has been added so far, by the names that records have; copies in host memory. Sums by token
+        are left out: a copy of all their layers would be gigabytes."""
         states: dict[str, Cells | Neurons] = {}
         if self.by_length:
             states[PARTITION_STATISTICS] = self.by_length.cells()
@@ -85,23 +107,30 @@ def make_statistics(
     spec: RunSpec,
     claim: dict[str, Any],
     lengths: npt.NDArray[np.uint16],
-    states: Mapping[str, bytes],
+    states: dict[str, list[bytes]],
+    maps: Mapping[str, torch.nn.Linear],
     device: torch.device,
 ) -> PartitionStatistics:
     """A partition's statistics as they were when `states` were put, by name; from nothing where there are
-    none. `lengths` are those of the vocabulary's tokens."""
+    none. `lengths` are those of the vocabulary's tokens, `maps` the linear maps of whose inputs the sums
+    by token are. The states are let go as they are taken."""
     layers = [f"{LAYER}{number}" for number in claim["hook"]["layers"]]
     neurons = claim["model"]["neurons"]
-    by_length, by_neuron = None, None
+    by_length, by_neuron, by_token = None, None, None
     if spec.statistics:
         by_length = LengthStatistics(lengths, layers=layers, neurons=neurons, device=device)
         if PARTITION_STATISTICS in states:
-            by_length.restore(Cells.load(states[PARTITION_STATISTICS]))
+            by_length.restore(Cells.load(*states.pop(PARTITION_STATISTICS)))
     if spec.neurons:
         tokens = spec.batches * spec.tokens_per_batch
         by_neuron = NeuronStatistics(
             layers=layers, neurons=neurons, tokens=tokens, device=device, contexts=spec.contexts
         )
         if PARTITION_NEURONS in states:
-            by_neuron.restore(Neurons.load(states[PARTITION_NEURONS]))
-    return PartitionStatistics(getattr(torch, spec.store_dtype), by_length, by_neuron)
+            by_neuron.restore(Neurons.load(*states.pop(PARTITION_NEURONS)))
+    if spec.token_sums:
+        numbers = dict(zip(layers, claim["hook"]["layers"], strict=True))
+        by_token = TokenStatistics(numbers, maps, memory.token_cells(spec, len(lengths)))
+        if PARTITION_TOKEN_SUMS in states:
+            by_token.restore(states.pop(PARTITION_TOKEN_SUMS))
+    return PartitionStatistics(getattr(torch, spec.store_dtype), by_length, by_neuron, by_token)

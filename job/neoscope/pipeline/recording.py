@@ -17,7 +17,7 @@ from neoscope.errors import CheckError, InputError
 from neoscope.format import chunks, layout, records
 from neoscope.format.arrays import ArraySchema
 from neoscope.format.chunks import StoredChunk
-from neoscope.format.layout import state_key
+from neoscope.format.layout import state_keys
 from neoscope.format.states import kept
 from neoscope.pipeline import stored_batch
 from neoscope.pipeline.stages import InOrder
@@ -125,7 +125,9 @@ class Recording:
         content |= {"environment": to.environment, "timings": timings}
         records.put_record(to.store, to.claim, to.partition, count, content)
         if state and before:
-            self._delete([state_key(name, to.partition, before) for name in kept(to.claim["spec"])])
+            names, layers = kept(to.claim["spec"]), to.claim["hook"]["layers"]
+            each = [state_keys(name, to.partition, before, layers) for name in names]
+            self._delete([key for keys in each for key in keys])
 
     def _delete(self, superseded: list[str]) -> None:
         """Delete the statistics of the record before. Where that is not allowed they stay, which is told

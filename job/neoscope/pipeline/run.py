@@ -138,7 +138,7 @@ def start(
         progress.say(f"{store.url} already holds this run, whole: nothing to do")
         # What a worker left that was killed when another had committed.
         store.clear_temporary_files()
-        clear_superseded(store, claim["spec"])
+        clear_superseded(store, claim)
         return store.url, manifest
     stored = stored_batch_counts(store) if claim else {}
     missing = [each for each in share.partitions if spec.batches not in stored.get(each, [])]

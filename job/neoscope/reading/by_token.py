@@ -1,7 +1,8 @@
 """Is it token length, or which token it is? Neurons by any property of tokens, with honest errors.
 
-In: the URL of a committed run that has arrays, or sums by token of its layers. Out: tables and labelled
-arrays. It does not know how sums are made of values, nor how regressions are of sums.
+In: the URL of a committed run that has arrays, or has kept sums by token (`--token-sums`); or these sums.
+Out: tables and labelled arrays. It does not know how sums are made of values, nor how regressions are of
+sums.
 
     url = "s3://bucket/run"
     table = by_token.features(url)[["length", "log_frequency"]]
@@ -12,9 +13,9 @@ All occurrences of a token have one length, so they are no independent witnesses
 errors are clustered by token. **Position, and what came before a token, do not follow from sums by
 token**: they differ between its occurrences, and need the activations themselves (`open_run`).
 
-A `source` is a URL, or what `sums` gave: one or several layers. From a URL the arrays are read once
-for each call, a layer at a time. `first_positions=False` leaves the tokens out that stand first in a
-sequence. Special tokens are in nothing here.
+A `source` is a URL, or what `sums` gave: one or several layers. From a URL the arrays, or the sums, are
+read once for each call, a layer at a time. `first_positions=False` leaves the tokens out that stand first
+in a sequence. Special tokens are in nothing here.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from neoscope.format import chunks, sealed_json
 from neoscope.format.arrays import ArraySchema, schemas_of
 from neoscope.format.layout import CLAIM, MANIFEST, TOKEN_IDS, TOKEN_LENGTH, VOCABULARY, record_key
 from neoscope.format.records import each_record
-from neoscope.format.states import kept
+from neoscope.format.states import entries_of, kept
 from neoscope.format.totals import Totals
 from neoscope.storage.store import Store, again
 
@@ -147,10 +147,10 @@ def _take(found: Inventory, key: str, record: dict[str, Any]) -> None:
     histogram = {int(length): count for length, count in record["length_histogram"].items()}
     found.tokens.append(Tokens(key, ids, lengths, histogram))
     for name in kept(found.claim["spec"]):
-        state = record[name]
-        found.digests[state["key"]] = state["digest"]
-        if record["batches"] < found.claim["spec"]["batches"]:
-            found.superseded.add(state["key"])
+        for state in entries_of(record, name):
+            found.digests[state["key"]] = state["digest"]
+            if record["batches"] < found.claim["spec"]["batches"]:
+                found.superseded.add(state["key"])
 
 
 def read_chunk(store: Store, key: str, expected: Expected) -> npt.NDArray[Any] | Problem:

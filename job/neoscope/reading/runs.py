@@ -15,6 +15,7 @@ from neoscope.errors import CheckError
 from neoscope.format.layout import CLAIM
 from neoscope.format.manifest import read_manifest, text_name
 from neoscope.format.records import read_claim, stored_batch_counts
+from neoscope.format.states import STATISTICS_NAMES
 from neoscope.storage.store import Store, concurrent_map
 
 OURS = b'"kind": "neoscope.run"'
@@ -89,6 +90,7 @@ def _described(store: Store) -> Entry | None:
 
 def _size(manifest: dict[str, Any]) -> int:
     """Stored bytes of arrays and statistics."""
-    statistics = manifest.get("statistics", {"objects": {}})["objects"]
     sizes = [entry["stored_bytes"] for entry in manifest["arrays"].values()]
-    return sum([*sizes, *(entry["size"] for entry in statistics.values())])
+    for name in STATISTICS_NAMES:
+        sizes += [each["size"] for each in manifest.get(name, {"objects": {}})["objects"].values()]
+    return sum(sizes)

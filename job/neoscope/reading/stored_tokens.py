@@ -1,4 +1,4 @@
-"""Tokens of a committed run, and the sums by token of its stored arrays.
+"""Tokens of a committed run, and its sums by token: those of its stored arrays, or those that it has kept.
 
 In: a URL. Out: a table of tokens, and `TokenSums` layer by layer. Each is read in blocks of sequences, and
 nothing is kept of a block. It does not know what is made of them.
@@ -6,6 +6,7 @@ nothing is kept of a block. It does not know what is made of them.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,9 +16,14 @@ import pandas as pd
 import xarray as xr
 
 from neoscope.errors import CheckError, InputError
-from neoscope.format.layout import TOKEN_IDS, TOKEN_LENGTH
+from neoscope.format.layout import (
+    PARTITION_TOKEN_SUMS,
+    TOKEN_IDS,
+    TOKEN_LENGTH,
+    merged_key,
+)
 from neoscope.reading import token_features
-from neoscope.reading.dataset import open_arrays, vocabulary
+from neoscope.reading.dataset import open_arrays, open_neurons_of, vocabulary
 from neoscope.reading.status import committed
 from neoscope.spec import LAYER
 from neoscope.statistics.token_sums import TokenAccumulator, TokenSums
@@ -70,33 +76,59 @@ def features_of(
 def sums(
     url: str, *, layers: Sequence[int] | None = None, endpoint_url: str | None = None
 ) -> Iterator[TokenSums]:
-    """The sums by token of the run's stored arrays, layer by layer, each made when it is asked for.
+    """The sums by token of the run, layer by layer, each made when it is asked for: from the stored arrays,
+    or from what a run without them has kept (`--token-sums`).
 
     `list(by_token.sums(url))` keeps them for several questions: 8 bytes for every layer, neuron and
-    token that occurs. Raises InputError for a run without arrays or a layer that it does not have,
-    CheckError for arrays with a chunk missing.
+    token that occurs. Raises InputError for a run that has neither, or a layer that it does not have,
+    CheckError for arrays with a chunk missing, or sums that are not those that were stored.
     """
     return sums_of(open_store(url, endpoint_url=endpoint_url), layers)
 
 
 def sums_of(store: Store, layers: Sequence[int] | None = None) -> Iterator[TokenSums]:
     """The sums of `sums`, of the run in `store`."""
-    committed(store)
-    arrays, url = open_arrays(store), store.url
-    stored = sorted(int(str(name)[len(LAYER) :]) for name in arrays.data_vars)
-    if not stored:
-        raise InputError(f"the run at {url} has no arrays (--no-arrays): no sums by token follow")
+    manifest = committed(store)
+    url, stored, spec = store.url, manifest["hook"]["layers"], manifest["spec"]
+    if not (spec["arrays"] or spec["token_sums"]):
+        raise InputError(
+            f"the run at {url} has neither arrays (--no-arrays) nor sums by token (--token-sums)"
+        )
     unknown = sorted(set(layers or ()).difference(stored))
     if unknown:
         raise InputError(f"the run at {url} has no layer {unknown[0]}: it has {stored}")
-    return (
-        _layer_sums(arrays, layer, url) for layer in stored if layers is None or layer in layers
+    chosen = [layer for layer in stored if layers is None or layer in layers]
+    if spec["token_sums"]:
+        neurons = open_neurons_of(store)
+        return (_kept_sums(store, manifest, neurons, layer) for layer in chosen)
+    arrays, cells = open_arrays(store), 2 * manifest["tokenizer"]["size"]
+    return (_layer_sums(arrays, layer, cells, url) for layer in chosen)
+
+
+def _kept_sums(
+    store: Store, manifest: dict[str, Any], neurons: xr.Dataset, layer: int
+) -> TokenSums:
+    """A layer's sums as the run has kept them, with the variances of its statistics by neuron."""
+    key = merged_key(layer)
+    expected = manifest.get(PARTITION_TOKEN_SUMS, {"objects": {}})["objects"].get(key)
+    if expected is None:
+        raise InputError(f"the run at {store.url} has special tokens alone, and no sums by token")
+
+    def fits(body: bytes | memoryview) -> bool:
+        return hashlib.sha256(body).hexdigest() == str(expected["sha256"])
+
+    body = store.get(key, fits)
+    if body is None or not fits(body):
+        raise CheckError(f"{store.url}/{key} is not the one that was stored: see neoscope verify")
+    of_layer = neurons.sel(layer=layer)
+    return TokenSums.load(body).of_outputs(
+        neurons.tokens.values, of_layer["mean"].values, of_layer.moment2.values
     )
 
 
-def _layer_sums(arrays: xr.Dataset, layer: int, url: str) -> TokenSums:
+def _layer_sums(arrays: xr.Dataset, layer: int, cells: int, url: str) -> TokenSums:
     values = arrays[f"{LAYER}{layer}"]
-    accumulator = TokenAccumulator(layer)
+    accumulator = TokenAccumulator(layer, cells=cells)
     for rows in _blocks(values):
         ids, lengths = _tokens(arrays.isel(sequence=rows), url)
         first = np.zeros(ids.shape, bool)

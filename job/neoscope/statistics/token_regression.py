@@ -54,6 +54,10 @@ class Tokens:
     @classmethod
     def of(cls, sums: TokenSums, *, first_positions: bool) -> Tokens:
         cells = np.flatnonzero(first_positions | ~sums.first)
+        if sums.squares is None:
+            raise ValueError(
+                "sums without squares are not those of outputs: see TokenSums.of_outputs"
+            )
         if not len(cells):
             raise InputError("there are no tokens to regress on")
         if first_positions and sums.first.any():
@@ -63,7 +67,7 @@ class Tokens:
         count = np.add.reduceat(sums.count[cells], starts).astype(np.float64)
         away = np.add.reduceat(sums.total[cells], starts, axis=0)
         step = away.sum(axis=0) / count.sum()
-        squares = sums.squares[: 2 if first_positions else 1].sum(axis=0)
+        squares = np.asarray(sums.squares)[: 2 if first_positions else 1].sum(axis=0)
         variation = np.maximum(squares - count.sum() * step**2, 0)
         away -= count[:, None] * step
         return cls(token, count, sums.pivot[int(sums.first[cells].all())] + step, away, variation)

@@ -6,6 +6,9 @@ earlier start has left there is checked and not fetched again.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
 from neoscope.commands.pull.source import VerifiedSource
 from neoscope.errors import CheckError
 from neoscope.format.layout import MANIFEST, RECORDS, REPORT
@@ -13,7 +16,10 @@ from neoscope.progress import Progress
 from neoscope.reading.inventory import Problem
 from neoscope.storage.store import Store, concurrent_map
 
+T = TypeVar("T")
 LAST = 4  # of the phases in which objects are copied
+# Objects of which many at a time would be gigabytes of memory: a layer's sums by token may have one.
+LARGE, LARGE_AT_A_TIME = 100_000_000, 2
 
 
 def pull_run(origin: VerifiedSource, dest: Store, progress: Progress) -> str:
@@ -37,9 +43,8 @@ def pull_run(origin: VerifiedSource, dest: Store, progress: Progress) -> str:
     for phase in range(LAST + 1):
         if phase == LAST:
             _check_sizes(dest, sizes)
-        for size in concurrent_map(
-            fetch, sorted(key for key in wanted if copy_order(key) == phase)
-        ):
+        keys = sorted(key for key in wanted if copy_order(key) == phase)
+        for size in _by_size(fetch, keys, sizes):
             progress.advance("pulling", size)
     progress.end()
     dest.clear_temporary_files()
@@ -48,6 +53,13 @@ def pull_run(origin: VerifiedSource, dest: Store, progress: Progress) -> str:
         f"{dest.url} is a copy of {origin.store.url}: {len(sizes):,} objects, {total / 1e9:.2f} GB, "
         f"{fetched / 1e9:.2f} GB of them fetched now, every byte as recorded"
     )
+
+
+def _by_size(work: Callable[[str], T], keys: list[str], sizes: dict[str, int]) -> Iterator[T]:
+    """`work` of every key, of large objects few at a time."""
+    large = [key for key in keys if sizes[key] > LARGE]
+    yield from concurrent_map(work, [key for key in keys if sizes[key] <= LARGE])
+    yield from concurrent_map(work, large, LARGE_AT_A_TIME)
 
 
 def _check_sizes(dest: Store, sizes: dict[str, int]) -> None:
@@ -64,14 +76,14 @@ def _check_sizes(dest: Store, sizes: dict[str, int]) -> None:
 def already_copied(origin: VerifiedSource, dest: Store, progress: Progress) -> set[str]:
     """The keys of the objects that are at `dest` already, as their digests say."""
     known = {*origin.run.documents, *origin.run.digests, *origin.run.chunks}
-    there = {item.key for item in dest.objects()} & known
+    there = {item.key: item.size for item in dest.objects() if item.key in known}
 
     def check(key: str) -> str | None:
         return None if origin.run.find(key, dest.read(key)) else key
 
     progress.begin("checking what is there", len(there), "objects")
     sound = set()
-    for key in concurrent_map(check, sorted(there)):
+    for key in _by_size(check, sorted(there), there):
         progress.advance("checking what is there")
         if key:
             sound.add(key)

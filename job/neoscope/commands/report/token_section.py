@@ -13,7 +13,7 @@ import pandas as pd
 import xarray as xr
 
 from neoscope.errors import InputError, UsageError
-from neoscope.format.layout import TOKEN_IDS, TOKEN_LENGTH
+from neoscope.format.layout import PARTITION_TOKEN_SUMS
 from neoscope.progress import Progress
 from neoscope.reading import by_token
 from neoscope.reading.stored_tokens import features_of, sums_of
@@ -44,14 +44,21 @@ def token_section(
     the share of neurons beyond 1.96; `above` the neurons whose |t| passes the threshold of
     `by_token.permute`, the largest first. None for a share of neurons none of which vary.
 
-    Raises Unanswerable for a run without arrays, or whose tokens are too few or too much alike.
+    Raises Unanswerable for a run with neither arrays nor sums by token, or whose tokens are too few or too
+    much alike.
     """
-    layers = len(set(manifest["arrays"]) - {TOKEN_IDS, TOKEN_LENGTH})
-    if not layers:
-        raise Unanswerable("it keeps no activations (--no-arrays)")
-    size = sum(entry["stored_bytes"] for entry in manifest["arrays"].values())
-    progress.say(f"reading {size / 1e9:,.2f} GB of arrays by token; --no-tokens leaves that out")
-    progress.begin("by token", layers, "layers")
+    spec = manifest["spec"]
+    if spec["arrays"]:
+        what, sizes = "arrays by token", (e["stored_bytes"] for e in manifest["arrays"].values())
+    elif PARTITION_TOKEN_SUMS in manifest:
+        kept = manifest[PARTITION_TOKEN_SUMS]["objects"].values()
+        what, sizes = "sums by token", (entry["size"] for entry in kept)
+    elif spec[PARTITION_TOKEN_SUMS]:
+        raise Unanswerable("all its tokens are special ones")
+    else:
+        raise Unanswerable("it keeps neither activations (--no-arrays) nor --token-sums")
+    progress.say(f"reading {sum(sizes) / 1e9:,.2f} GB of {what}; --no-tokens leaves that out")
+    progress.begin("by token", len(manifest["hook"]["layers"]), "layers")
     try:
         parts = _of_layers(store, permutations, progress)
     finally:
