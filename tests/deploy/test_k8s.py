@@ -18,6 +18,7 @@ from minio_program import IMAGE
 
 from neoscope import errors
 from neoscope.commands.cli import cli
+from neoscope.text.documents import SAMPLE_FILE
 from support.command import ROOT, invoke
 
 if shutil.which("kubectl") is None:
@@ -221,6 +222,13 @@ def test_the_job_may_reach_names_and_stores_and_nothing_reaches_it(
 
 
 # What the job asks for
+
+
+def test_the_local_text_is_where_the_image_has_it(manifests: dict[str, list[Manifest]]) -> None:
+    settings = only(manifests["overlays/local"], "ConfigMap")["data"]
+    texts = settings["NEOSCOPE_TEXT"].split(":")
+    assert {*texts} == {f"/opt/neoscope/{SAMPLE_FILE.relative_to(ROOT / 'job')}"}
+    assert len(texts) == int(settings["NEOSCOPE_PARTITIONS"]), "a text is shared out by its files"
 
 
 def test_every_partition_has_its_pod(manifests: dict[str, list[Manifest]]) -> None:
