@@ -30,6 +30,20 @@ for module in list(sys.modules.values()):
         assert (flags, mtime, size) == (0, int(there.st_mtime), there.st_size), source
 """
 
+# By Triton's own compiler of what launches a kernel, which it keeps in a cache and loads from there.
+TRITON = """
+from triton.runtime.build import compile_module_from_src
+module = compile_module_from_src('''
+#include <Python.h>
+static PyObject *answer(PyObject *self, PyObject *none) { return PyLong_FromLong(42); }
+static PyMethodDef methods[] = {{"answer", answer, METH_NOARGS, ""}, {0}};
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "launcher", "", -1, methods};
+PyMODINIT_FUNC PyInit_launcher(void) { return PyModule_Create(&module); }
+''', "launcher")
+assert module.__file__.startswith("/cache/triton/"), module.__file__
+print(module.answer())
+"""
+
 
 def docker(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["docker", *arguments], capture_output=True, text=True)
@@ -60,7 +74,7 @@ def test_its_user_is_a_number_that_has_a_name() -> None:
 
 
 def test_nothing_is_in_it_that_only_building_or_testing_needs() -> None:
-    there = "for each in cc gcc make pip uv git; do command -v $each; done; find /opt -name tests"
+    there = "for each in g++ make pip uv git; do command -v $each; done; find /opt -name tests"
     done = docker("run", "--rm", "--entrypoint", "sh", IMAGE, "-c", there)
     assert done.stdout == ""
 
@@ -68,6 +82,12 @@ def test_nothing_is_in_it_that_only_building_or_testing_needs() -> None:
 def test_all_that_it_imports_is_compiled() -> None:
     done = python(COMPILED)
     assert done.returncode == 0, done.stderr
+
+
+def test_anybody_compiles_what_triton_does_on_a_gpu_and_loads_it() -> None:
+    where = ("--volume", "/cache", "--entrypoint", "python")
+    done = docker("run", "--rm", "--network", "none", *LOCKED, *where, IMAGE, "-c", TRITON)
+    assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
 
 
 def test_anybody_makes_a_run_on_a_read_only_root(environment: list[str], s3_url: str) -> None:
