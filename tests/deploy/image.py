@@ -10,7 +10,8 @@ import uuid
 
 import pytest
 
-from support.command import invoke
+from neoscope.text.documents import SAMPLE_FILE
+from support.command import ROOT, invoke
 
 IMAGE = os.environ["IMAGE"]
 ANYBODY = ("--user", "1234567:0")  # as OpenShift does
@@ -95,6 +96,21 @@ def test_anybody_makes_a_run_on_a_read_only_root(environment: list[str], s3_url:
     assert done.returncode == 0, done.stderr
     assert "checked: 12 layers of one shape" in done.stdout
     assert "warning" not in done.stderr.lower()
+    verified = invoke("verify", s3_url)
+    assert verified.code == 0, verified.err
+
+
+def test_torchrun_s_processes_share_a_run(environment: list[str], s3_url: str) -> None:
+    """As on a node with two GPUs."""
+    text = f"/opt/neoscope/{SAMPLE_FILE.relative_to(ROOT / 'job')}"
+    shared = ("--text", text) * 2 + ("--partitions", "2", "--partition", "auto")
+    words = ("--nproc-per-node", "2", "-m", "neoscope", "run", s3_url, "--weights", "random")
+    words += ("--sequences", "4", "--positions", "32", *shared)
+    where = (*environment, "--entrypoint", "torchrun", "--env", "OMP_NUM_THREADS=1")
+    done = docker("run", "--rm", *LOCKED, *where, IMAGE, "--standalone", *words)
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        assert f"worker {rank} of 2 (RANK={rank} of WORLD_SIZE=2): partition {rank}" in done.stderr
     verified = invoke("verify", s3_url)
     assert verified.code == 0, verified.err
 
