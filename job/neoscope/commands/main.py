@@ -63,7 +63,7 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     name = signal.Signals(number).name
     print(
         f"\nneoscope: stopped by {name}; nothing is half-written. Rerun the same command to "
-        "from the last record.",
+        "resume from the last record.",
         file=sys.stderr,
     )
     _exit(128 + number)
