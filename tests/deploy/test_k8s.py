@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -273,8 +274,9 @@ def test_what_no_retry_cures_fails_the_job_and_all_else_is_tried_again(
         if isinstance(kind, type) and kind not in (errors.NeoscopeError, errors.UnavailableError)
     }
     for built in manifests.values():
-        disruption, fail = only(built, "Job")["spec"]["podFailurePolicy"]["rules"]
-        assert disruption["action"] == "Ignore"
+        disruption, stopped, fail = only(built, "Job")["spec"]["podFailurePolicy"]["rules"]
+        assert disruption["action"] == stopped["action"] == "Ignore"
+        assert stopped["onExitCodes"]["values"] == [128 + signal.SIGTERM]
         assert disruption["onPodConditions"] == [{"type": "DisruptionTarget"}]
         assert fail["action"] == "FailJob"
         assert {*fail["onExitCodes"]["values"]} == final
