@@ -164,7 +164,7 @@ def test_it_waits_for_quota_takes_part_of_it_is_preempted_and_goes_on_to_its_end
         assert cluster.ended()["type"] == "Complete", cluster.make("k8s-logs")
         ended = cluster.get("job/neoscope")
         assert ended["spec"]["parallelism"] == 3
-        assert "failed" not in ended["status"] and "failedIndexes" not in ended["status"]
+        assert not ended["status"].get("failed") and not ended["status"].get("failedIndexes")
         logs = {
             index(pod): cluster.kubectl("logs", pod["metadata"]["name"])
             for pod in cluster.pods()
