@@ -49,7 +49,9 @@ def test_the_base_is_scheduled_a_pod_for_each_gpu_and_the_others_wait(
 
     def two_are_placed_and_one_waits() -> bool:
         pods = cluster.pods()
-        told = [each.get("message", "") for pod in pods for each in pod["status"]["conditions"]]
+        told = [
+            each.get("message", "") for pod in pods for each in pod["status"].get("conditions", [])
+        ]
         return len(placed(pods)) == GPUS and any(
             "Insufficient nvidia.com/gpu" in one for one in told
         )

@@ -7,8 +7,11 @@ namespace of its own, which enforces the restricted profile of Pod Security and 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import time
 import uuid
@@ -170,17 +173,28 @@ def namespaced() -> Iterator[Cluster]:
 def forwarded(cluster: Cluster) -> Iterator[Callable[..., Finished]]:
     """The command of this machine, on the store in the cluster."""
     cluster.kubectl("wait", "deployment/minio", "--for=condition=Available", "--timeout=300s")
-    port_forward = ["port-forward", "service/minio", ":9000"]
-    command = ["kubectl", "--namespace", cluster.namespace, *port_forward]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout
-            found = re.search(r"127\.0\.0\.1:(\d+)", process.stdout.readline())
-            assert found
-            store = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{found[1]}", **KEYS}
-            yield lambda *arguments: invoke(*arguments, **store)
-        finally:
-            process.terminate()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    forward = f"kubectl --namespace {cluster.namespace} port-forward service/minio {port}:9000"
+    # It ends when a connection through it does so in the middle: the command tries again, and so does this.
+    again = ["sh", "-c", f"while :; do {forward}; sleep 0.2; done"]
+    silent = subprocess.DEVNULL
+    process = subprocess.Popen(again, stdout=silent, stderr=silent, start_new_session=True)
+    try:
+        cluster.wait(lambda: answers(port), seconds=60)
+        store = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", **KEYS}
+        yield lambda *arguments: invoke(*arguments, **store)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+def answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def gpus(node: dict[str, Any]) -> int:
