@@ -107,8 +107,8 @@ k8s-logs: ## Prints the logs of all pods (ARGS=-f to follow them)
 k8s-delete: ## Deletes what k8s-run has made (OVERLAY, NAMESPACE); the run itself stays in its store
 	@$(KUBECTL) delete --kustomize $(OVERLAY_DIR) --ignore-not-found
 
-test-k8s: $(READY) ## Tries k8s/overlays/local on the cluster that kubectl points at
-	@$(BIN)/python -m pytest tests/deploy/cluster.py --timeout 1200 $(ARGS)
+test-k8s: $(READY) ## Tries k8s/ on the test cluster that kubectl points at
+	@$(BIN)/python -m pytest tests/deploy/cluster*.py --timeout 1200 -rs $(ARGS)
 
 slurm-run: ## Submits slurm/neoscope.sbatch (ARGS="s3://... --partitions 64", SBATCH="--array=0-63%16")
 	@sbatch $(SBATCH) slurm/neoscope.sbatch $(ARGS)

@@ -10,7 +10,8 @@ import uuid
 
 import pytest
 
-from support.command import invoke
+from neoscope.text.documents import SAMPLE_FILE
+from support.command import ROOT, invoke
 
 IMAGE = os.environ["IMAGE"]
 ANYBODY = ("--user", "1234567:0")  # as OpenShift does
@@ -28,6 +29,20 @@ for module in list(sys.modules.values()):
             _, flags, mtime, size = struct.unpack("<4s3I", file.read(16))
         there = os.stat(source)
         assert (flags, mtime, size) == (0, int(there.st_mtime), there.st_size), source
+"""
+
+# By Triton's own compiler of what launches a kernel, which it keeps in a cache and loads from there.
+TRITON = """
+from triton.runtime.build import compile_module_from_src
+module = compile_module_from_src('''
+#include <Python.h>
+static PyObject *answer(PyObject *self, PyObject *none) { return PyLong_FromLong(42); }
+static PyMethodDef methods[] = {{"answer", answer, METH_NOARGS, ""}, {0}};
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "launcher", "", -1, methods};
+PyMODINIT_FUNC PyInit_launcher(void) { return PyModule_Create(&module); }
+''', "launcher")
+assert module.__file__.startswith("/cache/triton/"), module.__file__
+print(module.answer())
 """
 
 
@@ -60,7 +75,7 @@ def test_its_user_is_a_number_that_has_a_name() -> None:
 
 
 def test_nothing_is_in_it_that_only_building_or_testing_needs() -> None:
-    there = "for each in cc gcc make pip uv git; do command -v $each; done; find /opt -name tests"
+    there = "for each in g++ make pip uv git; do command -v $each; done; find /opt -name tests"
     done = docker("run", "--rm", "--entrypoint", "sh", IMAGE, "-c", there)
     assert done.stdout == ""
 
@@ -70,11 +85,32 @@ def test_all_that_it_imports_is_compiled() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_anybody_compiles_what_triton_does_on_a_gpu_and_loads_it() -> None:
+    where = ("--volume", "/cache", "--entrypoint", "python")
+    done = docker("run", "--rm", "--network", "none", *LOCKED, *where, IMAGE, "-c", TRITON)
+    assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
+
+
 def test_anybody_makes_a_run_on_a_read_only_root(environment: list[str], s3_url: str) -> None:
     done = docker("run", "--rm", *LOCKED, *environment, IMAGE, "run", s3_url, *TINY)
     assert done.returncode == 0, done.stderr
     assert "checked: 12 layers of one shape" in done.stdout
     assert "warning" not in done.stderr.lower()
+    verified = invoke("verify", s3_url)
+    assert verified.code == 0, verified.err
+
+
+def test_torchrun_s_processes_share_a_run(environment: list[str], s3_url: str) -> None:
+    """As on a node with two GPUs."""
+    text = f"/opt/neoscope/{SAMPLE_FILE.relative_to(ROOT / 'job')}"
+    shared = ("--text", text) * 2 + ("--partitions", "2", "--partition", "auto")
+    words = ("--nproc-per-node", "2", "-m", "neoscope", "run", s3_url, "--weights", "random")
+    words += ("--sequences", "4", "--positions", "32", *shared)
+    where = (*environment, "--entrypoint", "torchrun", "--env", "OMP_NUM_THREADS=1")
+    done = docker("run", "--rm", *LOCKED, *where, IMAGE, "--standalone", *words)
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        assert f"worker {rank} of 2 (RANK={rank} of WORLD_SIZE=2): partition {rank}" in done.stderr
     verified = invoke("verify", s3_url)
     assert verified.code == 0, verified.err
 

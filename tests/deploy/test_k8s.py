@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from minio_program import IMAGE
 
 from neoscope import errors
 from neoscope.commands.cli import cli
+from neoscope.text.documents import SAMPLE_FILE
 from support.command import ROOT, invoke
 
 if shutil.which("kubectl") is None:
@@ -223,6 +225,13 @@ def test_the_job_may_reach_names_and_stores_and_nothing_reaches_it(
 # What the job asks for
 
 
+def test_the_local_text_is_where_the_image_has_it(manifests: dict[str, list[Manifest]]) -> None:
+    settings = only(manifests["overlays/local"], "ConfigMap")["data"]
+    texts = settings["NEOSCOPE_TEXT"].split(":")
+    assert {*texts} == {f"/opt/neoscope/{SAMPLE_FILE.relative_to(ROOT / 'job')}"}
+    assert len(texts) == int(settings["NEOSCOPE_PARTITIONS"]), "a text is shared out by its files"
+
+
 def test_every_partition_has_its_pod(manifests: dict[str, list[Manifest]]) -> None:
     for built in manifests.values():
         job = only(built, "Job")
@@ -265,8 +274,9 @@ def test_what_no_retry_cures_fails_the_job_and_all_else_is_tried_again(
         if isinstance(kind, type) and kind not in (errors.NeoscopeError, errors.UnavailableError)
     }
     for built in manifests.values():
-        disruption, fail = only(built, "Job")["spec"]["podFailurePolicy"]["rules"]
-        assert disruption["action"] == "Ignore"
+        disruption, stopped, fail = only(built, "Job")["spec"]["podFailurePolicy"]["rules"]
+        assert disruption["action"] == stopped["action"] == "Ignore"
+        assert stopped["onExitCodes"]["values"] == [128 + signal.SIGTERM]
         assert disruption["onPodConditions"] == [{"type": "DisruptionTarget"}]
         assert fail["action"] == "FailJob"
         assert {*fail["onExitCodes"]["values"]} == final

@@ -17,6 +17,7 @@ MODULES = {
     "toxiproxy": ("github.com/Shopify/toxiproxy/v2/cmd/server", "v2.12.0"),  # 11 s
     "versitygw": ("github.com/versity/versitygw/cmd/versitygw", "v1.8.0"),  # 70 s
     "rclone": ("github.com/rclone/rclone", "v1.73.5"),  # 140 s
+    "kueue": ("sigs.k8s.io/kueue/cmd/kueue", "v0.17.0"),  # 3 minutes
 }
 
 
