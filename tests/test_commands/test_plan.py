@@ -100,6 +100,7 @@ def what(key: str) -> str:
         "neurons.zarr": "neurons.zarr",
         "neurons": "neurons of each partition",
         "records": "records",
+        "rollups": "roll-ups of the records",
     }
     if folder != "activations.zarr":
         return named.get(folder, "claim, vocabulary, manifest")

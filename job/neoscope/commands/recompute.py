@@ -105,7 +105,7 @@ def retokenize(
             separator=separator,
             bos=bos,
         )
-        for record in each_record(store, claim, [partition]):
+        for record in each_record(store, claim, {partition: spec["batches"]}):
             for part in record["arrays"][TOKEN_IDS]["chunks"]:
                 if chunks.digest(next(packed).token_ids.astype(schema.dtype)) != part["digest"]:
                     yield Problem(

@@ -14,6 +14,7 @@ CLAIM = "run.json"
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.json"
 RECORDS = "records"
+ROLLUPS = "rollups"
 ACTIVATIONS = "activations.zarr"
 TOKEN_IDS = "token_ids"
 TOKEN_LENGTH = "token_length"
@@ -39,6 +40,7 @@ NEURONS_DIMENSIONS = neurons.DIMENSIONS
 REPORT = "report.html"  # beside a run, and no part of what it says
 SELECTION = "selection.json"  # put first where a part of a run goes
 RECORD_KEY = re.compile(rf"{RECORDS}/(\d{{5}})-(\d{{8}})\.json")
+ROLLUP_KEY = re.compile(rf"{ROLLUPS}/(\d{{5}})\.json")
 STATE_KEY = re.compile(
     rf"({PARTITION_STATISTICS}|{PARTITION_NEURONS})/\d{{5}}-\d{{8}}\.safetensors"
 )
@@ -51,9 +53,11 @@ FOLDERS = (
     PARTITION_STATISTICS,
     PARTITION_NEURONS,
     RECORDS,
+    ROLLUPS,
 )
 PATTERNS = (
     RECORD_KEY,
+    ROLLUP_KEY,
     STATE_KEY,
     re.compile(
         f"{ACTIVATIONS}/" + ZARR_KEYS.format(names=rf"({LAYER}\d+|{TOKEN_IDS}|{TOKEN_LENGTH})")
@@ -66,6 +70,11 @@ PATTERNS = (
 def record_key(partition: int, batches: int) -> str:
     """The key of the record that `batches` batches of a partition are stored."""
     return f"{RECORDS}/{partition:05d}-{batches:08d}.json"
+
+
+def rollup_key(partition: int) -> str:
+    """The key of what all records of a partition say together."""
+    return f"{ROLLUPS}/{partition:05d}.json"
 
 
 def state_key(name: str, partition: int, batches: int) -> str:

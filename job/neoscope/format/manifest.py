@@ -1,6 +1,6 @@
-"""The manifest: what a run says of itself, from its claim and records.
+"""The manifest: what a run says of itself, from its claim and the roll-ups of its records.
 
-In: a claim, and the totals of all records. Out: the manifest's content and the Zarr documents, a pure
+In: a claim, and the totals of all partitions. Out: the manifest's content and the Zarr documents, a pure
 function of both and of the partitions' statistics. It does not know who commits, nor when.
 """
 
@@ -39,12 +39,9 @@ def manifest_content(
     documents = arrays.metadata(schemas_of(claim), each, group)
     manifest["zarr"] = {key: hashlib.sha256(body).hexdigest() for key, body in documents.items()}
     manifest["environment"] = totals.environments()
-    last, attributes = (
-        list(totals.last.values()),
-        {**group, "positions": claim["spec"]["positions"]},
-    )
+    attributes = {**group, "positions": claim["spec"]["positions"]}
     for name in kept(claim["spec"]) if totals.lengths else ():
-        merged = merge_partitions(store, name, claim, last, totals.lengths)
+        merged = merge_partitions(store, name, claim, totals.states, totals.lengths)
         if name == PARTITION_NEURONS:
             manifest["checks"]["constant_layers"] = _constant_layers(claim, merged)
         objects = groups.zarr_objects(GROUPS[name], merged, attributes)
@@ -96,7 +93,7 @@ def _manifest(claim: dict[str, Any], totals: Totals) -> dict[str, Any]:
         },
         "arrays": entries,
         "claim": claim["content_digest"],
-        "records": totals.records,
+        "rollups": totals.rollups,
         "checks": _checks(claim, totals, entries),
     }
 
@@ -117,7 +114,7 @@ def _checks(
         "nonfinite": {"expected": 0, "found": nonfinite},
     }
     if spec["arrays"]:
-        read_back = len(layers) * len(totals.records)
+        read_back = len(layers) * totals.records
         checks |= {
             "layers": {"expected": len(claim["hook"]["layers"]), "found": len(layers)},
             "shape": {"expected": shape, "found": shapes[0] if shapes else []},

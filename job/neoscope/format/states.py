@@ -62,7 +62,8 @@ def last_state(
     stored: dict[int, list[int]] | None = None,
 ) -> tuple[dict[str, Any] | None, dict[str, bytes]]:
     """A partition's last record and the states up to it by name, None and nothing where there is no
-    record. `stored` is what `recorded` has found just now."""
+    record. `stored` is what
+    `stored_batch_counts` has found just now."""
     record = last_record(store, claim, partition, stored)
     while record:
         try:

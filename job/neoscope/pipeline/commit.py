@@ -2,26 +2,28 @@
 
 In: a run whose partitions are all recorded to the end. Out: `zarr.json` files and last
 `manifest.json`, a pure function of claim and records but for timings and environment, so that
-workers who race to commit write the same. It does not know how the values were computed.
+workers who race to commit write the same. It reads a roll-up of each partition, and of the chunks a
+listing; its memory does not grow with the batches. It does not know how the values were computed.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
 from typing import Any
 
-from neoscope.errors import CheckError, ConflictError
-from neoscope.format import chunks, sealed_json
-from neoscope.format.arrays import schemas_of
-from neoscope.format.layout import ACTIVATIONS, MANIFEST, RECORDS
+from neoscope.errors import ConflictError
+from neoscope.format import sealed_json
+from neoscope.format.layout import MANIFEST, ROLLUPS, record_key, rollup_key
 from neoscope.format.manifest import manifest_content, read_manifest
-from neoscope.format.records import each_record, record_counts, stored_batch_counts
+from neoscope.format.rollups import make_rollup, read_rollup
 from neoscope.format.states import clear_superseded
 from neoscope.format.totals import Totals
+from neoscope.pipeline.object_check import Recorded, check_objects, recorded_chunks
 from neoscope.storage.integrity import same
-from neoscope.storage.store import Store
+from neoscope.storage.store import Store, concurrent_map
+
+ROLLUPS_AT_A_TIME = 4  # which are read and parsed; each holds a digest of every record
 
 
 def commit(store: Store, claim: dict[str, Any]) -> dict[str, Any] | None:
@@ -31,21 +33,20 @@ def commit(store: Store, claim: dict[str, Any]) -> dict[str, Any] | None:
     manifest that says something else is already there.
     """
     began = time.perf_counter()
-    spec = claim["spec"]
-    found = stored_batch_counts(store)
-    whole = record_counts(spec)
-    partitions = range(spec["partitions"])
-    if any(found.get(partition, [0])[-1] != spec["batches"] for partition in partitions):
+    spec, totals = claim["spec"], Totals(claim)
+    if not _all_ended(store, claim):
         return None
-    for partition in partitions:
-        if found[partition] != whole:
-            raise CheckError(
-                f"{store.url}/{RECORDS} lacks records of partition {partition}: delete the run"
-            )
-    check, totals = _object_check(store, claim), Totals(claim)
-    for record in each_record(store, claim, partitions):
-        check(record)
-        totals.add(record)
+    recorded: list[Recorded] = []
+    for rollup in concurrent_map(
+        lambda partition: (
+            read_rollup(store, claim, partition) or make_rollup(store, claim, partition)
+        ),
+        range(spec["partitions"]),
+        ROLLUPS_AT_A_TIME,
+    ):
+        totals.add(rollup)
+        recorded.append(recorded_chunks(rollup))
+    check_objects(store, claim, recorded)
     manifest, documents = manifest_content(store, claim, totals)
     manifest["timings"] = {**totals.timings, "commit": time.perf_counter() - began}
     body = sealed_json.dump("manifest", manifest)
@@ -69,6 +70,20 @@ def commit(store: Store, claim: dict[str, Any]) -> dict[str, Any] | None:
     return sealed_json.load("manifest", body, MANIFEST)
 
 
+def _all_ended(store: Store, claim: dict[str, Any]) -> bool:
+    """Whether every partition has a roll-up, or is recorded to its end by a worker that was killed before
+    it has put one."""
+    there = {item.key for item in store.objects(ROLLUPS)}
+    batches = claim["spec"]["batches"]
+    without = [each for each in range(claim["spec"]["partitions"]) if rollup_key(each) not in there]
+
+    def ended(partition: int) -> bool:
+        return store.find(record_key(partition, batches)) is not None
+
+    # Most often the first is still being made.
+    return all(map(ended, without[:1])) and all(concurrent_map(ended, without[1:]))
+
+
 def _create_same(store: Store, key: str, body: bytes) -> None:
     try:
         store.create(key, body)
@@ -77,32 +92,3 @@ def _create_same(store: Store, key: str, body: bytes) -> None:
             raise ConflictError(
                 f"{store.url}/{key} is already there and says something else: delete the run"
             ) from None
-
-
-def _object_check(store: Store, claim: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
-    """A check that every chunk that a record names is there as it was recorded, by one listing.
-
-    The store's own tag tells an object that was put over after it was recorded; such a one is read
-    and must have the recorded digest.
-    """
-    there = {item.key: item for item in store.objects(ACTIVATIONS)}
-    schemas = schemas_of(claim)
-
-    def check(record: dict[str, Any]) -> None:
-        for name, entry in record["arrays"].items():
-            for part in entry["chunks"]:
-                key, item = part["key"], there.get(part["key"])
-                if item is None or item.size != part["size"]:
-                    found = "is missing" if item is None else f"has {item.size} bytes"
-                    raise CheckError(
-                        f"{store.url}/{key} {found}, recorded with {part['size']}: "
-                        f"delete the run and run it again"
-                    )
-                holds = functools.partial(chunks.holds, schemas[name], part["digest"])
-                if item.tag != record["tags"][key] and not holds(store.read(key, holds)):
-                    raise CheckError(
-                        f"{store.url}/{key} was put over with other values after it was recorded: "
-                        "two unlike machines worked on one partition; delete the run"
-                    )
-
-    return check

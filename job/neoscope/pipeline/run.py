@@ -140,7 +140,7 @@ def start(
         store.clear_temporary_files()
         clear_superseded(store, claim["spec"])
         return store.url, manifest
-    stored = stored_batch_counts(store) if claim else {}
+    stored = stored_batch_counts(store, share.partitions) if claim else {}
     missing = [each for each in share.partitions if spec.batches not in stored.get(each, [])]
     if claim is None:
         # Once more as it is claimed, but the model is loaded in between.

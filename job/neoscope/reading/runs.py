@@ -73,7 +73,7 @@ def _described(store: Store) -> Entry | None:
         return None  # deleted at this moment
     spec, manifest = claim["spec"], read_manifest(store)
     batches = spec["batches"] * spec["partitions"]
-    counts = {} if manifest else stored_batch_counts(store)
+    counts = {} if manifest else stored_batch_counts(store, range(spec["partitions"]))
     return Entry(
         store.url,
         manifest is not None,

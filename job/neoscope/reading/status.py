@@ -1,4 +1,4 @@
-"""How far a run is, from one listing of its records.
+"""How far a run is: from its manifest, or from listings of its records.
 
 In: a store. Out: batches by partition, and whether the run is committed. It does not know whether
 what is stored is right; that is `verify`.
@@ -41,10 +41,13 @@ def status(store: Store) -> Status:
     claim = read_claim(store)
     if claim is None:
         raise InputError(f"there is no run at {store.url}: no {CLAIM}")
-    found = stored_batch_counts(store)
     spec = claim["spec"]
-    stored = [found.get(partition, [0])[-1] for partition in range(spec["partitions"])]
-    return Status(store.url, stored, spec["batches"], store.get(MANIFEST) is not None)
+    partitions = range(spec["partitions"])
+    if store.find(MANIFEST):
+        return Status(store.url, [spec["batches"]] * len(partitions), spec["batches"], True)
+    found = stored_batch_counts(store, partitions)
+    stored = [found.get(partition, [0])[-1] for partition in partitions]
+    return Status(store.url, stored, spec["batches"], False)
 
 
 def committed(store: Store) -> dict[str, Any]:
