@@ -18,6 +18,7 @@ ROLLUPS = "rollups"
 ACTIVATIONS = "activations.zarr"
 TOKEN_IDS = "token_ids"
 TOKEN_LENGTH = "token_length"
+STORED = "stored"  # whether a sequence is there, of runs whose text may end early
 TOKEN_TEXT = "token_text"  # stored of selections; a run has vocabulary.json
 STATISTICS = "statistics.zarr"
 NEURONS = "neurons.zarr"
@@ -60,7 +61,8 @@ PATTERNS = (
     ROLLUP_KEY,
     STATE_KEY,
     re.compile(
-        f"{ACTIVATIONS}/" + ZARR_KEYS.format(names=rf"({LAYER}\d+|{TOKEN_IDS}|{TOKEN_LENGTH})")
+        f"{ACTIVATIONS}/"
+        + ZARR_KEYS.format(names=rf"({LAYER}\d+|{TOKEN_IDS}|{TOKEN_LENGTH}|{STORED})")
     ),
     re.compile(f"{STATISTICS}/" + ZARR_KEYS.format(names=f"({'|'.join(STATISTICS_DIMENSIONS)})")),
     re.compile(f"{NEURONS}/" + ZARR_KEYS.format(names=f"({'|'.join(NEURONS_DIMENSIONS)})")),

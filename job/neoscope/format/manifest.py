@@ -10,6 +10,9 @@ import hashlib
 import math
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from neoscope.errors import CheckError
 from neoscope.format import arrays, groups, sealed_json
 from neoscope.format.arrays import schemas_of
@@ -29,6 +32,18 @@ def read_manifest(store: Store) -> dict[str, Any] | None:
     return None if body is None else sealed_json.load("manifest", body, f"{store.url}/{MANIFEST}")
 
 
+def stored_batches(manifest: dict[str, Any]) -> list[int]:
+    """How many batches each partition of a committed run has."""
+    whole = [manifest["batches"]] * manifest["partitions"]
+    return list(manifest.get("stored_batches", whole))
+
+
+def stored_sequences(spec: dict[str, Any], batches: list[int]) -> npt.NDArray[np.bool_]:
+    """Whether each sequence of a run is there, whose partitions have so many `batches`."""
+    there = np.arange(spec["batches"]) < np.array(batches)[:, None]  # [partition, batch]
+    return np.repeat(there.reshape(-1), spec["sequences"])
+
+
 def manifest_content(
     store: Store, claim: dict[str, Any], totals: Totals
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -36,7 +51,9 @@ def manifest_content(
     a pure function of claim, records and the states that they name."""
     manifest = _manifest(claim, totals)
     each, group = _attributes(claim, manifest)
-    documents = arrays.metadata(schemas_of(claim), each, group)
+    ends = claim["spec"]["text_end"] == "stop"
+    stored = stored_sequences(claim["spec"], totals.batches) if ends else None
+    documents = arrays.metadata(schemas_of(claim), each, group, stored)
     manifest["zarr"] = {key: hashlib.sha256(body).hexdigest() for key, body in documents.items()}
     manifest["environment"] = totals.environments()
     attributes = {**group, "positions": claim["spec"]["positions"]}
@@ -74,18 +91,20 @@ def text_name(text: dict[str, Any]) -> str:
 def _manifest(claim: dict[str, Any], totals: Totals) -> dict[str, Any]:
     """The manifest's content from claim and records."""
     spec, entries = claim["spec"], totals.arrays()
+    sequences = spec["sequences"] * sum(totals.batches)
     return {
         "fingerprint": claim["fingerprint"],
         "spec": spec,
         "partitions": spec["partitions"],
         "batches": spec["batches"],
+        **({"stored_batches": totals.batches} if spec["text_end"] == "stop" else {}),
         "model": claim["model"],
         "hook": claim["hook"],
         "tokenizer": claim["tokenizer"],
         "text": {**claim["text"], **totals.documents()},
         "tokens": {
-            "count": entries[TOKEN_IDS]["shape"][0] * spec["positions"],
-            "sequences": entries[TOKEN_IDS]["shape"][0],
+            "count": sequences * spec["positions"],
+            "sequences": sequences,
             "positions": spec["positions"],
             "special": totals.special_tokens,
             "digest": entries[TOKEN_IDS]["digest"],
@@ -105,12 +124,13 @@ def _checks(
     spec = claim["spec"]
     layers = {name: entry for name, entry in entries.items() if name.startswith(LAYER)}
     rows = spec["sequences"] * spec["batches"] * spec["partitions"]
+    stored = spec["sequences"] * sum(totals.batches)
     shape = [rows, spec["positions"], claim["model"]["neurons"]]
     shapes = [entry["shape"] for entry in layers.values()]
     counted = sum(totals.lengths.values()) + totals.special_tokens
     nonfinite = sum(entry["nonfinite"] for entry in entries.values())
     checks: dict[str, dict[str, Any]] = {
-        "tokens": {"expected": rows * spec["positions"], "found": counted},
+        "tokens": {"expected": stored * spec["positions"], "found": counted},
         "nonfinite": {"expected": 0, "found": nonfinite},
     }
     if spec["arrays"]:
@@ -118,7 +138,7 @@ def _checks(
         checks |= {
             "layers": {"expected": len(claim["hook"]["layers"]), "found": len(layers)},
             "shape": {"expected": shape, "found": shapes[0] if shapes else []},
-            "values": {"expected": math.prod(shape), "found": totals.least_values()},
+            "values": {"expected": stored * math.prod(shape[1:]), "found": totals.least_values()},
             "read_back": {"expected": read_back, "found": totals.read_back},
         }
     if any(found != shape for found in shapes):

@@ -17,7 +17,7 @@ import xxhash
 from neoscope.errors import CheckError
 from neoscope.format import sealed_json
 from neoscope.format.chunks import Summary
-from neoscope.format.layout import RECORDS, rollup_key
+from neoscope.format.layout import RECORDS, ROLLUP_KEY, ROLLUPS, rollup_key
 from neoscope.format.records import each_record, record_counts, stored_batch_counts
 from neoscope.format.states import kept
 from neoscope.spec import canonical_json
@@ -174,6 +174,12 @@ def make_rollup(store: Store, claim: dict[str, Any], partition: int) -> dict[str
         if theirs is None or theirs["content_digest"] != mine["content_digest"]:
             store.put(key, body)
     return mine
+
+
+def ended_partitions(store: Store) -> set[int]:
+    """The partitions that have a roll-up, damaged or not; one listing."""
+    found = (ROLLUP_KEY.fullmatch(item.key) for item in store.listing(ROLLUPS))
+    return {int(match[1]) for match in found if match}
 
 
 def read_rollup(store: Store, claim: dict[str, Any], partition: int) -> dict[str, Any] | None:

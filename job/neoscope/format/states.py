@@ -94,12 +94,12 @@ def missing(store: Store, key: str) -> CheckError:
     return CheckError(f"{store.url}/{key} is missing: delete the run and run it again")
 
 
-def clear_superseded(store: Store, spec: dict[str, Any]) -> None:
-    """Delete what workers that were killed left of a run whose partitions are all recorded to the end:
+def clear_superseded(store: Store, spec: dict[str, Any], batches: list[int]) -> None:
+    """Delete what workers that were killed left of a run whose partitions have ended with so many `batches`:
     states that are not the last; by one listing of each kind. Without the permission they stay: the
     records name them."""
     for name in kept(spec):
-        last = {state_key(name, each, spec["batches"]) for each in range(spec["partitions"])}
+        last = {state_key(name, each, count) for each, count in enumerate(batches)}
         there = {item.key for item in store.objects(name) if STATE_KEY.fullmatch(item.key)}
         with contextlib.suppress(InputError):
             store.delete(sorted(there - last))

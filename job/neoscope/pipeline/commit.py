@@ -12,11 +12,11 @@ import functools
 import time
 from typing import Any
 
-from neoscope.errors import ConflictError
+from neoscope.errors import ConflictError, InputError
 from neoscope.format import sealed_json
-from neoscope.format.layout import MANIFEST, ROLLUPS, record_key, rollup_key
+from neoscope.format.layout import MANIFEST, record_key
 from neoscope.format.manifest import manifest_content, read_manifest
-from neoscope.format.rollups import make_rollup, read_rollup
+from neoscope.format.rollups import ended_partitions, make_rollup, read_rollup
 from neoscope.format.states import clear_superseded
 from neoscope.format.totals import Totals
 from neoscope.pipeline.object_check import Recorded, check_objects, recorded_chunks
@@ -46,11 +46,17 @@ def commit(store: Store, claim: dict[str, Any]) -> dict[str, Any] | None:
     ):
         totals.add(rollup)
         recorded.append(recorded_chunks(rollup))
+    if not any(totals.batches):
+        size = spec["sequences"] * spec["positions"]
+        raise InputError(
+            f"the text fills no batch of {size:,} tokens: give more text, or lower --sequences or "
+            f"--positions, and first: neoscope delete {store.url}"
+        )
     check_objects(store, claim, recorded)
     manifest, documents = manifest_content(store, claim, totals)
     manifest["timings"] = {**totals.timings, "commit": time.perf_counter() - began}
     body = sealed_json.dump("manifest", manifest)
-    clear_superseded(store, spec)
+    clear_superseded(store, spec, totals.batches)
     # No reader opens anything before all values are there.
     for key in sorted(documents, key=lambda key: key.endswith("zarr.json")):
         _create_same(store, key, documents[key])
@@ -73,9 +79,8 @@ def commit(store: Store, claim: dict[str, Any]) -> dict[str, Any] | None:
 def _all_ended(store: Store, claim: dict[str, Any]) -> bool:
     """Whether every partition has a roll-up, or is recorded to its end by a worker that was killed before
     it has put one."""
-    there = {item.key for item in store.objects(ROLLUPS)}
-    batches = claim["spec"]["batches"]
-    without = [each for each in range(claim["spec"]["partitions"]) if rollup_key(each) not in there]
+    there, batches = ended_partitions(store), claim["spec"]["batches"]
+    without = [each for each in range(claim["spec"]["partitions"]) if each not in there]
 
     def ended(partition: int) -> bool:
         return store.find(record_key(partition, batches)) is not None

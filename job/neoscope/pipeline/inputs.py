@@ -50,7 +50,7 @@ class Inputs:
     point: HookPoint
     tokenizer: LoadedTokenizer
     lengths: npt.NDArray[np.uint16]  # of every token id
-    batches: Iterator[Batch]
+    batches: Iterator[tuple[int, Batch]]  # with the count of the record that will name each
     resolved: dict[str, Any]
 
 
@@ -94,17 +94,17 @@ def prepare(
             device=device,
             eager=spec.forward == "reference",
         )
-        described = claim["text"] if claim and spec.dataset != SAMPLE else resolve(spec)
+        described = claim["text"] if claim and spec.dataset != SAMPLE else resolve(spec, text_paths)
         share = _Share(spec, described, text_paths, partition, tokenizer)
         packed = _packed(share, last, progress)
-        first = next(packed)
+        first = list(itertools.islice(packed, 1))
         loaded = model.result()
     return Inputs(
         loaded,
         point,
         tokenizer,
         vocabulary.length_table(tokenizer.strings, tokenizer.special),
-        itertools.chain([first], packed),
+        itertools.chain(first, packed),
         {**_describe(spec, loaded, point, tokenizer), "text": described},
     )
 
@@ -122,8 +122,10 @@ def of_partition(
     return dataclasses.replace(prepared, batches=_packed(share, last, progress))
 
 
-def _packed(share: _Share, last: dict[str, Any] | None, progress: Progress) -> Iterator[Batch]:
-    """The partition's batches from where its last record stands."""
+def _packed(
+    share: _Share, last: dict[str, Any] | None, progress: Progress
+) -> Iterator[tuple[int, Batch]]:
+    """The partition's batches from where its last record stands, each with the count of its record."""
     first = last["batches"] if last else 0
     return _by_record(share.spec, _seen(share, last, progress), first)
 
@@ -147,7 +149,6 @@ class _Share:
             self.described,
             self.text_paths,
             partition=self.partition,
-            partitions=spec.partitions,
             resume_state=resume_state["stream"],
         )
         whole = spec.partitions == 1
@@ -161,6 +162,7 @@ class _Share:
             offset=resume_state["offset"],
             first=first,
             source="the text" if whole else f"the text's share of partition {self.partition}",
+            stop=spec.text_end == "stop",
         )
 
 
@@ -169,11 +171,12 @@ def _seen(share: _Share, last: dict[str, Any] | None, progress: Progress) -> Ite
 
     What has been packed is kept up to AHEAD_BYTES, and so not tokenized twice. Only of more than
     that the rest is packed once to see that it is there, at the partition's first start.
-    A data set is not looked through: it may be endless, and each of its batches costs the network.
+    A data set is not looked through: it may be endless, and each of its batches costs the network. Nor is
+    what may end.
     """
     first, resume_state = (last["batches"], last["resume_state"]) if last else (0, None)
     packed = share.batches(first, resume_state)
-    if share.described["source"] == "dataset":
+    if share.described["source"] == "dataset" or share.spec.text_end == "stop":
         return packed
     kept: list[Batch] = []
     missing, held = share.spec.batches - first, 0
@@ -190,13 +193,16 @@ def _seen(share: _Share, last: dict[str, Any] | None, progress: Progress) -> Ite
     return itertools.chain(kept, packed)
 
 
-def _by_record(spec: RunSpec, packed: Iterator[Batch], first: int) -> Iterator[Batch]:
+def _by_record(spec: RunSpec, packed: Iterator[Batch], first: int) -> Iterator[tuple[int, Batch]]:
     """The same batches; those of one record are packed before the first of them is given away, so
     that text that ends sooner than was asked for leaves nothing computed that no record names."""
     for count in record_counts(spec.to_json()):
         if count > first:
-            yield from [next(packed) for _ in range(first, count)]
-            first = count
+            found = list(itertools.islice(packed, count - first))
+            first += len(found)
+            yield from ((first, batch) for batch in found)
+            if first < count:
+                return
 
 
 def _describe(

@@ -17,7 +17,7 @@ import xarray as xr
 from neoscope.errors import CheckError, InputError
 from neoscope.format.layout import TOKEN_IDS, TOKEN_LENGTH
 from neoscope.reading import token_features
-from neoscope.reading.dataset import open_arrays, vocabulary
+from neoscope.reading.dataset import open_arrays, stored_part, vocabulary
 from neoscope.reading.status import committed
 from neoscope.spec import LAYER
 from neoscope.statistics.token_sums import TokenAccumulator, TokenSums
@@ -52,7 +52,7 @@ def features_of(
     manifest = committed(store)
     count = np.zeros(manifest["tokenizer"]["size"], np.int64)
     length = np.zeros(len(count), np.int64)
-    arrays = open_arrays(store)
+    arrays = stored_part(open_arrays(store))
     for rows in _blocks(arrays[TOKEN_IDS]):
         ids, lengths = _tokens(arrays.isel(sequence=rows), store.url)
         count += np.bincount(ids.ravel(), minlength=len(count))
@@ -82,7 +82,7 @@ def sums(
 def sums_of(store: Store, layers: Sequence[int] | None = None) -> Iterator[TokenSums]:
     """The sums of `sums`, of the run in `store`."""
     committed(store)
-    arrays, url = open_arrays(store), store.url
+    arrays, url = stored_part(open_arrays(store)), store.url
     stored = sorted(int(str(name)[len(LAYER) :]) for name in arrays.data_vars)
     if not stored:
         raise InputError(f"the run at {url} has no arrays (--no-arrays): no sums by token follow")
