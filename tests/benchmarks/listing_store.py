@@ -52,7 +52,7 @@ class Objects:
 
     def listing(self, prefix: str, after: str) -> Iterator[tuple[str, str, int]]:
         for name, (rows, columns, size) in self.arrays.items():
-            if name.startswith(prefix) or prefix.startswith(name):
+            if prefix.startswith(name):
                 yield from ((key, tag(key), size) for key in chunks(name, rows, columns, after))
                 return
         for key in sorted(self.bodies):
