@@ -128,13 +128,12 @@ def put_run(store: Store, batches: int, *, arrays: bool) -> int:
     )  # fmt: skip
     tokens = spec.tokens_per_batch // CELLS * batches
     states = {"statistics": cells(tokens), "neurons": neurons(tokens)}
-    size = 0
+    size, entries = 0, {}
+    for name, body in states.items():  # those of all partitions are the same, and one object
+        key = state_key(name, 0, batches)
+        store.create(key, body)
+        entries[name] = {"key": key, "size": len(body), "digest": bytes_digest(body)}
     for partition in range(PARTITIONS):
-        entries = {}
-        for name, body in states.items():
-            key = state_key(name, partition, batches)
-            store.create(key, body)
-            entries[name] = {"key": key, "size": len(body), "digest": bytes_digest(body)}
         made = RollUp(claim, partition)
         for record in records(claim, partition):
             made.add({**record, **entries})

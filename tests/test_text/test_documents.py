@@ -196,18 +196,17 @@ def test_shares_of_parquet_are_as_even_as_row_groups_make_them(
 
 def test_shares_of_other_files_are_as_even_as_whole_files_make_them(tmp_path: Path) -> None:
     """By their bytes: the one large file is a share."""
-    sizes = [100, 100, 100, 600, 300, 300, 300, 300, 300, 300]
+    sizes = [1000] * 6 + [6000, 3000, 3000, 6000]
     paths = [
         write(tmp_path / f"{number}.jsonl", [{"text": "x" * size}])
         for number, size in enumerate(sizes)
     ]
-    found = [rest(documents(paths, partition=each, partitions=5)) for each in range(5)]
+    found = [rest(documents(paths, partition=each, partitions=4)) for each in range(4)]
     assert [[len(text) for _, text in share] for share in found] == [
-        [100, 100, 100],
-        [600],
-        [300, 300],
-        [300, 300],
-        [300, 300],
+        [1000] * 6,
+        [6000],
+        [3000, 3000],
+        [6000],
     ]
 
 
