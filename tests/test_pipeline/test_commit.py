@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from faults.content import objects
+from faults.content import put as put_over
 from faults.proxy import Proxy, proxied
 from neoscope.format.records import read_claim
 from neoscope.format.rollups import ObjectSum
@@ -102,7 +104,7 @@ def test_an_array_that_is_listed_in_parts_is_listed_whole(
     """Every object is in one part, however many digits its number has."""
     keys = [f"activations.zarr/MLP_0/c/{number}/0" for number in [*range(130), 999, 1000, 21_345]]
     for key in keys:
-        put(s3_url, key, key.encode())
+        put_over(s3_url, key, key.encode())
     store, schema = open_store(s3_url), Listed()
     monkeypatch.setattr(object_check, "LISTED_WHOLE", 0)
     parts = [list(store.listing(PREFIX, *part)) for part in object_check._parts(store, schema)]  # type: ignore[arg-type]
@@ -154,8 +156,8 @@ def test_status_and_a_restart_of_a_finished_run_are_a_handful_of_requests(
     endpoint: str, s3_url: str, partitioned: str, small_model: Path
 ) -> None:
     """However many partitions and records there are: none of them is asked for."""
-    for key in listing(partitioned):
-        put(s3_url, key, body(partitioned, key))
+    for key, content in objects(partitioned).items():
+        put_over(s3_url, key, content)
     texts = [w for n in range(3) for w in ("--text", Path(partitioned).parent / f"{n}.jsonl")]
     shape = ["--sequences", 4, "--positions", 16, "--partitions", 3, "--batches", 2]
     again = ["run", s3_url, "--model", small_model, *texts, *shape, "--partition", 1]
@@ -172,9 +174,9 @@ def test_a_worker_lists_the_records_of_its_own_partition_alone(
 ) -> None:
     """Once to see where it stands, and once when it has ended; the last has the others' roll-ups."""
     lacking = ("00001", "manifest.json", "zarr.json")
-    for key in listing(partitioned):
+    for key, content in objects(partitioned).items():
         if not any(word in key for word in lacking):
-            put(s3_url, key, body(partitioned, key))
+            put_over(s3_url, key, content)
     texts = [w for n in range(3) for w in ("--text", Path(partitioned).parent / f"{n}.jsonl")]
     shape = ["--sequences", 4, "--positions", 16, "--partitions", 3, "--batches", 2]
     words = ["run", s3_url, "--model", small_model, *texts, *shape, "--partition", 1]

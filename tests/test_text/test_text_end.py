@@ -11,8 +11,9 @@ import pytest
 import zarr
 
 import neoscope
+from faults.content import objects, put
 from support.command import Finished, invoke
-from support.places import body, dataset, listing, put
+from support.places import body, dataset, listing
 
 SEQUENCES, POSITIONS = 4, 16
 SIZE = SEQUENCES * POSITIONS
@@ -116,11 +117,11 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(
     """After the last record too, when only the roll-up is not there yet: nothing but that says that the
     text has ended."""
     whole = make(str(tmp_path / "whole"), small_model, texts, "--no-statistics", "--no-neurons")
-    for key in listing(str(tmp_path / "whole")):
+    for key, content in objects(str(tmp_path / "whole")).items():
         later = any(f"records/00000-0000000{number}" in key for number in range(left + 1, 5))
         committed = ("manifest.json", "rollups/00000.json", "zarr.json", "/stored/")
         if not later and not any(word in key for word in committed):
-            put(place, key, body(str(tmp_path / "whole"), key))
+            put(place, key, content)
     if left < 3:
         assert "2 of 3 partitions whole, not committed" in invoke("status", place).out
     other = run(place, small_model, texts, 2, "--no-statistics", "--no-neurons")
