@@ -66,6 +66,7 @@ class RunSpec:
     dataset_revision: str | None = None
     text: tuple[TextFile, ...] = ()
     text_column: str = "text"
+    text_end: Literal["error", "stop"] = "error"
     partitions: int = 1
     batches: int = 1
     sequences: int = 16

@@ -91,8 +91,12 @@ def ask(control: str, path: str, body: dict[str, Any]) -> None:
 
 
 def answers(control: str) -> bool:
+    return answers_at(f"http://{control}/version")
+
+
+def answers_at(url: str) -> bool:
     try:
-        urllib.request.urlopen(f"http://{control}/version", timeout=1).close()
+        urllib.request.urlopen(url, timeout=1).close()
     except OSError:
         return False
     return True

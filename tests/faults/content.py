@@ -19,7 +19,7 @@ import boto3
 # What the contract lets differ between two runs that say the same.
 MAY_DIFFER = {"seal", "environment", "resume_state", "tags", "timings"}
 CHUNKS = 14  # of one batch of the fault tests' run: 3 layers of 4, token ids, token lengths
-SEALED = re.compile(r"run\.json|manifest\.json|records/.*\.json")
+SEALED = re.compile(r"run\.json|manifest\.json|(records|rollups)/.*\.json")
 
 
 def client(service: str = "s3") -> Any:

@@ -377,7 +377,8 @@ def test_a_damaged_document_of_a_run_is_a_failed_check(
     url = tmp_path / "run"
     shutil.copytree(finished, url)
     if key.startswith("records"):
-        (url / "manifest.json").unlink()
+        for name in ("manifest.json", "rollups/00000.json"):
+            (url / name).unlink()
     body = bytearray((url / key).read_bytes())
     body[len(body) // 2] ^= 1
     (url / key).write_bytes(bytes(body))

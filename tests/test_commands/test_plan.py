@@ -103,6 +103,7 @@ def what(key: str) -> str:
         "neurons": "neurons of each partition",
         "token-sums": "sums by token" if "MLP" in rest else "sums by token of each partition",
         "records": "records",
+        "rollups": "roll-ups of the records",
     }
     if folder != "activations.zarr":
         return named.get(folder, "claim, vocabulary, manifest")

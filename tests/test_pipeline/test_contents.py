@@ -35,7 +35,7 @@ def test_a_run_leaves_exactly_what_the_contract_says(run: Run) -> None:
         for name in ("", *(f"{array}/" for array in (*LAYERS, "token_ids", "token_length")))
     }
     records = {f"records/00000-0000000{count}.json" for count in (1, 2)}
-    documents = {"run.json", "vocabulary.json", "manifest.json"}
+    documents = {"run.json", "vocabulary.json", "manifest.json", "rollups/00000.json"}
     coordinates = {"first_position", "length", "layer", "neuron", "bin_left", "bin_right"}
     by_layer = {"histogram", "total", "squared_deviation"}
     statistics = {

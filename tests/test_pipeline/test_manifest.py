@@ -21,10 +21,10 @@ from support.making import BATCHES, LAYERS, POSITIONS, SIZE, Run, group, sample,
 from support.places import body, listing
 
 
-def test_claim_records_and_manifest_hold_to_the_published_schemas(run: Run) -> None:
+def test_claim_records_roll_up_and_manifest_hold_to_the_published_schemas(run: Run) -> None:
     for key in listing(run.url):
-        kind = {"run.json": "run", "manifest.json": "manifest"}.get(key)
-        kind = "record" if key.startswith("records/") else kind
+        kind = {"run.json": "run", "manifest.json": "manifest"}.get(key, "")
+        kind = {"records": "record", "rollups": "rollup"}.get(key.partition("/")[0], kind)
         if kind:
             jsonschema.Draft202012Validator(sealed_json.schema(kind)).validate(
                 json.loads(body(run.url, key))
@@ -56,7 +56,8 @@ def test_the_manifests_arrays_are_those_in_the_store(run: Run) -> None:
             xxhash.xxh3_128_digest(np.ascontiguousarray(exact[first : first + rows]).tobytes())
             for first in range(0, len(exact), rows)
         ]
-        assert entry["digest"] == xxhash.xxh3_128_hexdigest(b"".join(parts))
+        partition = xxhash.xxh3_128_digest(b"".join(parts))
+        assert entry["digest"] == xxhash.xxh3_128_hexdigest(partition)
 
 
 def test_the_manifests_token_lengths_are_those_in_the_store(run: Run) -> None:
@@ -102,9 +103,12 @@ def test_the_manifest_says_what_it_was_made_of(run: Run, small_model: Path) -> N
     assert manifest["model"]["revision"] is None
     assert manifest["spec"]["positions"] == POSITIONS
     assert manifest["tokenizer"]["size"] == 512
-    assert set(manifest["records"]) == {
-        key for key in listing(run.url) if key.startswith("records/")
-    }
+    rollup = json.loads(body(run.url, "rollups/00000.json"))
+    assert manifest["rollups"] == {"rollups/00000.json": rollup["content_digest"]}
+    records = sorted(key for key in listing(run.url) if key.startswith("records/"))
+    assert rollup["records"] == [
+        json.loads(body(run.url, key))["content_digest"] for key in records
+    ]
     groups = [manifest[name]["objects"].keys() for name in ("statistics", "neurons")]
     assert {*manifest["zarr"]}.union(*groups) == {
         key

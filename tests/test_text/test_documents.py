@@ -51,11 +51,14 @@ def write(path: Path, content: list[dict[str, Any]] | bytes) -> Path:
     return path
 
 
-def documents(paths: list[Path], *, column: str = "text", **place: Any) -> Documents:
+def documents(
+    paths: list[Path], *, column: str = "text", partitions: int = 1, **place: Any
+) -> Documents:
     """The files as a run opens them: described, of one kind, streamed."""
     files = tuple(describe_file(path) for path in paths)
     file_kind(paths)
-    return Documents(resolve(make_spec(text=files, text_column=column)), paths, **place)
+    spec = make_spec(text=files, text_column=column, partitions=partitions)
+    return Documents(resolve(spec, paths), paths, **place)
 
 
 def rest(found: Documents) -> list[tuple[str, str]]:
@@ -114,7 +117,7 @@ def test_an_empty_text_is_a_document(tmp_path: Path) -> None:
 
 
 def test_the_packaged_sample_is_read_like_any_file() -> None:
-    found = Documents(resolve(make_spec(dataset=SAMPLE)), [])
+    found = Documents(resolve(make_spec(dataset=SAMPLE), []), [])
     lines = [json.loads(line) for line in SAMPLE_FILE.read_text(encoding="utf-8").splitlines()]
     assert rest(found) == [(line["id"], line["text"]) for line in lines]
 
@@ -163,6 +166,48 @@ def test_a_document_without_an_id_keeps_its_number_after_going_on(tmp_path: Path
     found.next()
     place = json.loads(json.dumps(found.resume_state()))
     assert rest(documents([path], resume_state=place)) == [("#2", "c"), ("#3", "d")]
+
+
+@pytest.mark.parametrize(
+    ("files", "groups", "partitions"), [(15, 1, 10), (15, 4, 10), (3, 7, 5), (40, 1, 2), (1, 9, 4)]
+)
+def test_shares_of_parquet_are_as_even_as_row_groups_make_them(
+    tmp_path: Path, files: int, groups: int, partitions: int
+) -> None:
+    """And contiguous, and together the whole, from wherever each is resumed."""
+    rows = [{"id": f"{number}", "text": "same size"} for number in range(files * groups * 2)]
+    paths = [tmp_path / f"{number:02}.parquet" for number in range(files)]
+    for number, path in enumerate(paths):
+        table = pyarrow.Table.from_pylist(rows[number * groups * 2 : (number + 1) * groups * 2])
+        pyarrow.parquet.write_table(table, path, row_group_size=2)
+    every = list(range(partitions))
+    found = [rest(documents(paths, partition=each, partitions=partitions)) for each in every]
+    assert [name for share in found for name, _ in share] == [row["id"] for row in rows]
+    sizes = [len(share) for share in found]
+    assert max(sizes) - min(sizes) <= 2
+    stream = documents(paths, partition=partitions - 1, partitions=partitions)
+    for number in range(sizes[-1]):
+        state = json.loads(json.dumps(stream.resume_state()))
+        again = documents(
+            paths, partition=partitions - 1, partitions=partitions, resume_state=state
+        )
+        assert again.next() == stream.next() == found[-1][number]
+
+
+def test_shares_of_other_files_are_as_even_as_whole_files_make_them(tmp_path: Path) -> None:
+    """By their bytes: the one large file is a share."""
+    sizes = [1000] * 6 + [6000, 3000, 3000, 6000]
+    paths = [
+        write(tmp_path / f"{number}.jsonl", [{"text": "x" * size}])
+        for number, size in enumerate(sizes)
+    ]
+    found = [rest(documents(paths, partition=each, partitions=4)) for each in range(4)]
+    assert [[len(text) for _, text in share] for share in found] == [
+        [1000] * 6,
+        [6000],
+        [3000, 3000],
+        [6000],
+    ]
 
 
 @pytest.mark.parametrize("partitions", [1, 2, 3, 4])

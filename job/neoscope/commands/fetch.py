@@ -40,7 +40,7 @@ def fetch(options: dict[str, Any], *, text: bool) -> list[str]:
         _found("model", spec.model, model.commit),
     ]
     if text:
-        described = resolve(spec)
+        described = resolve(spec, [])
         if described["source"] == "dataset":
             files = fetch_text(described, spec.partitions, spec.batches * spec.tokens_per_batch)
         else:

@@ -109,6 +109,14 @@ SPEC_OPTIONS = (
     ),
     option("--text-column", default="text", show_default=True, help="The column that is the text."),
     option(
+        "--text-end",
+        type=click.Choice(["error", "stop"]),
+        default="error",
+        show_default=True,
+        help="What it is when a partition's text ends before its --batches: an error, or its end, after its "
+        "last whole batch. The rows that it lacks are told, and left out when the run is opened.",
+    ),
+    option(
         "--partitions",
         type=int,
         default=1,
@@ -120,7 +128,7 @@ SPEC_OPTIONS = (
         type=int,
         default=1,
         show_default=True,
-        help="Batches of each partition: one forward pass each.",
+        help="Batches of each partition, one forward pass each; with --text-end stop at most so many.",
     ),
     option("--sequences", type=int, default=16, show_default=True, help="Sequences of one batch."),
     option("--positions", type=int, default=512, show_default=True, help="Tokens of one sequence."),

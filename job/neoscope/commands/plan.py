@@ -20,7 +20,9 @@ from neoscope.format.records import record_counts
 from neoscope.format.states import kept
 from neoscope.format.statistics import GROUPS
 from neoscope.pipeline import memory
+from neoscope.pipeline.object_check import LISTED_PARTS, LISTED_WHOLE
 from neoscope.spec import LAYER, RunSpec
+from neoscope.storage.store import PAGE
 
 # Python with everything imported and a text open, before a model is there: GPT-Neo 125M's run of
 # 16 x 512 tokens peaks at 2.20 GB, of which the rest below is 1.07 GB.
@@ -32,7 +34,6 @@ CELLS_KEPT = 62  # room for all that GPT-2's vocabulary has, which a GPU's memor
 # The state by neuron in memory, as a multiple of what is put: the zeros of its histograms are not. After
 # 8192 tokens it is 5, after 10 million 1.7.
 DUMPED = 3
-PAGE = 1000  # objects that one request lists
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +136,7 @@ def _parts(spec: RunSpec, shape: Shape, schemas: dict[str, ArraySchema]) -> list
         _arrays("token ids and lengths", tokens),
         Part("Zarr metadata", len(schemas) + 1),
         Part("records", _records(spec)),
+        Part("roll-ups of the records", spec.partitions),
         Part("claim, vocabulary, manifest", 3),
     ]
     if spec.statistics:
@@ -201,32 +203,42 @@ def _requests(spec: RunSpec, shape: Shape, schemas: dict[str, ArraySchema]) -> R
     workers, records = spec.partitions, _records(spec)
     names = [name for name in kept(spec.to_json()) if name in GROUPS]
     sums = spec.token_sums * len(shape.layers)  # objects, of each state and of the run
-    # the claim; each worker its vocabulary; with each record a partition's states; at the end all metadata
-    # and the manifest
-    puts = 1 + workers + chunks + records * (1 + len(names) + sums) + len(schemas) + 1
+    # the claim; each worker its vocabulary and its roll-up; with each record a partition's states; at the
+    # end all metadata and the manifest
+    puts = 1 + 2 * workers + chunks + records * (1 + len(names) + sums) + len(schemas) + 1
     puts += sum(_group_objects(name, shape) for name in names) + sums + 1
     return Requests(
         # the claim twice, to see that the store refuses the second; each worker's first with a wrong
         # checksum, which the store refuses too
         puts=puts + 1 + workers,
         # what was put is looked up; bucket and claim, and a manifest where there is a claim; chunks read
-        # back; a record before its states are put; at the end records and states
+        # back; a record before its states are put, and for the roll-up; whether another partition has
+        # ended; at the end roll-ups and states
         gets=puts
         + 2 * workers
         + (workers - 1)
         + layers * spec.total_batches
         + (1 + bool(names) + spec.token_sums) * records
-        + (len(names) + sums) * workers,
-        # the place, which is looked at before the model is loaded and as it is claimed; records, before
-        # and after each share of the work; at the end chunks and states
+        + (workers - 1)
+        + (1 + len(names) + sums) * workers,
+        # the place, which is looked at before the model is loaded and as it is claimed; a partition's own
+        # records where there is a claim, and for the roll-up; the roll-ups; at the end chunks and states
         lists=2
-        + (2 * workers - 1) * math.ceil(records / PAGE)
-        + math.ceil(chunks / PAGE)
+        + (workers - 1)
+        + workers * math.ceil(records / workers / PAGE)
+        + workers * math.ceil(workers / PAGE)
+        + sum(map(_listings, schemas.values()))
         + len(names) * math.ceil(workers / PAGE)
         + math.ceil(sums * (workers + 1) / PAGE),
         # states that the next record's have superseded
         deletes=bool(names) * (records - workers),
     )
+
+
+def _listings(schema: ArraySchema) -> int:
+    """Pages in which the chunks of an array are listed; those of a large one in parts, about."""
+    chunks = math.prod(schema.grid)
+    return math.ceil(chunks / PAGE) if chunks <= LISTED_WHOLE else chunks // PAGE + LISTED_PARTS
 
 
 def _flops(spec: RunSpec, shape: Shape) -> float:

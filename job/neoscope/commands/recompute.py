@@ -17,12 +17,14 @@ from neoscope.errors import ConflictError
 from neoscope.format import chunks
 from neoscope.format.arrays import schemas_of
 from neoscope.format.layout import TOKEN_IDS
+from neoscope.format.manifest import stored_batches
 from neoscope.format.records import each_record
 from neoscope.model.hooks import capture
 from neoscope.model.loading import find_model, load, pick_device
 from neoscope.progress import Progress
-from neoscope.reading.dataset import open_arrays
+from neoscope.reading.dataset import open_arrays, stored_part
 from neoscope.reading.inventory import Problem
+from neoscope.reading.status import committed
 from neoscope.storage.store import Store
 from neoscope.text.documents import Documents
 from neoscope.text.packing import batches
@@ -52,7 +54,7 @@ def recompute(
             f"recorded {recorded['digest']}; give the recorded ones"
         )
     model = loaded.model.float()  # the run's own weights, computed in float32 whatever the run did
-    arrays = open_arrays(store)
+    arrays = stored_part(open_arrays(store))
     total = arrays.sizes["sequence"]
     chosen = np.unique(np.linspace(0, total - 1, sequences).round().astype(int))
     limit = max(TOLERANCE[spec["precision"]], TOLERANCE[spec["store_dtype"]])
@@ -94,9 +96,10 @@ def retokenize(
     )
     separator, bos = added_tokens(spec["separator"], spec["bos"], tokenizer)
     schema = schemas_of(claim)[TOKEN_IDS]
-    progress.begin("reading the text again", spec["partitions"] * spec["batches"], "batches")
-    for partition in range(spec["partitions"]):
-        documents = Documents(described, paths, partition=partition, partitions=spec["partitions"])
+    found = stored_batches(committed(store))
+    progress.begin("reading the text again", sum(found), "batches")
+    for partition, count in enumerate(found):
+        documents = Documents(described, paths, partition=partition)
         packed = batches(
             documents,
             tokenizer.tokenizer,
@@ -105,7 +108,7 @@ def retokenize(
             separator=separator,
             bos=bos,
         )
-        for record in each_record(store, claim, [partition]):
+        for record in each_record(store, claim, {partition: count}):
             for part in record["arrays"][TOKEN_IDS]["chunks"]:
                 if chunks.digest(next(packed).token_ids.astype(schema.dtype)) != part["digest"]:
                     yield Problem(

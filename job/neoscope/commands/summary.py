@@ -11,7 +11,7 @@ import numpy as np
 
 from neoscope.commands.how_to_open import opening
 from neoscope.commands.pull.selection import number_words
-from neoscope.format.manifest import text_name
+from neoscope.format.manifest import stored_batches, text_name
 from neoscope.spec import LAYER
 
 
@@ -24,6 +24,7 @@ def summary(manifest: dict[str, Any], url: str, endpoint_url: str | None) -> str
         f"{text['document_count']:,} documents, {tokens['sequences']:,} sequences of "
         f"{tokens['positions']}",
         *_weights_warning(model),
+        *_missing(manifest),
         "",
         *_length_table(tokens["length"]),
         "",
@@ -34,6 +35,19 @@ def summary(manifest: dict[str, Any], url: str, endpoint_url: str | None) -> str
         *opening(manifest, url, endpoint_url),
     ]
     return "\n".join(lines)
+
+
+def _missing(manifest: dict[str, Any]) -> list[str]:
+    """What a run lacks whose text has ended early."""
+    found = stored_batches(manifest)
+    short = sum(count < manifest["batches"] for count in found)
+    if not short:
+        return []
+    total = manifest["batches"] * manifest["partitions"]
+    return [
+        f"the text of {short} of {len(found)} partitions ended early: {sum(found):,} of {total:,} batches "
+        "are there, and open_run leaves the others out"
+    ]
 
 
 def _weights_warning(model: dict[str, Any]) -> list[str]:

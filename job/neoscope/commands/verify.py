@@ -210,9 +210,9 @@ def _token_sums(store: Store, run: Inventory) -> Iterator[Problem]:
     """The sums by token of each layer, by their bytes, and against what the partitions' states give. (Their
     bytes made anew could differ, as those of statistics.)"""
     objects = dict(run.manifest.get(PARTITION_TOKEN_SUMS, NO_STATISTICS)["objects"])
-    last, tokens = list(run.totals.last.values()), sum(run.totals.lengths.values())
+    tokens = sum(run.totals.lengths.values())
     try:
-        for sums in merged_layers(store, run.claim, last, tokens) if tokens else ():
+        for sums in merged_layers(store, run.claim, run.totals.states, tokens) if tokens else ():
             key = layout.merged_key(sums.layer)
             if objects.pop(key, None) is None:
                 yield Problem(MANIFEST, f"it does not name {key}")

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from neoscope.format.layout import ACTIVATIONS, TOKEN_IDS, TOKEN_LENGTH, TOKEN_TEXT
+from neoscope.format.layout import ACTIVATIONS, STORED, TOKEN_IDS, TOKEN_LENGTH, TOKEN_TEXT
 from neoscope.spec import LAYER, RunSpec
 
 # 6 MB of float32: large enough for one request to be worth it, small enough that one neuron's
@@ -130,8 +131,10 @@ def metadata(
     schemas: dict[str, ArraySchema],
     attributes: dict[str, dict[str, Any]],
     group_attributes: dict[str, Any],
+    stored: npt.NDArray[np.bool_] | None = None,
 ) -> dict[str, bytes]:
-    """The bytes of every `zarr.json` by key, the group's own last, as zarr itself writes them.
+    """The bytes of every `zarr.json` by key, the group's own last, as zarr itself writes them; and of the
+    array that says which sequences are `stored`, where it is given.
 
     They are made in memory: `create_array` on a shared store fails or loses data when workers race.
     """
@@ -144,7 +147,12 @@ def metadata(
         attributes={
             **group_attributes,
             "coordinates": " ".join(
-                [TOKEN_IDS, TOKEN_LENGTH, *([TOKEN_TEXT] if TOKEN_TEXT in schemas else [])]
+                [
+                    TOKEN_IDS,
+                    TOKEN_LENGTH,
+                    *([TOKEN_TEXT] if TOKEN_TEXT in schemas else []),
+                    *([STORED] if stored is not None else []),
+                ]
             ),
         },
     )
@@ -161,6 +169,15 @@ def metadata(
             compressors=zarr_codecs(schema),
             dimension_names=schema.dimensions,
             attributes=attributes.get(schema.name, {}),
+        )
+    if stored is not None:
+        group.create_array(
+            STORED,
+            data=stored,
+            chunks=stored.shape,
+            dimension_names=("sequence",),
+            attributes={"description": "Whether the sequence is there; others hold fill values."},
+            config={"write_empty_chunks": True},
         )
     documents = {f"{ACTIVATIONS}/{key}": buffer.to_bytes() for key, buffer in memory.items()}
     root = f"{ACTIVATIONS}/zarr.json"

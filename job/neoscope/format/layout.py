@@ -15,9 +15,11 @@ CLAIM = "run.json"
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.json"
 RECORDS = "records"
+ROLLUPS = "rollups"
 ACTIVATIONS = "activations.zarr"
 TOKEN_IDS = "token_ids"
 TOKEN_LENGTH = "token_length"
+STORED = "stored"  # whether a sequence is there, of runs whose text may end early
 TOKEN_TEXT = "token_text"  # stored of selections; a run has vocabulary.json
 STATISTICS = "statistics.zarr"
 NEURONS = "neurons.zarr"
@@ -44,6 +46,7 @@ NEURONS_DIMENSIONS = neurons.DIMENSIONS
 REPORT = "report.html"  # beside a run, and no part of what it says
 SELECTION = "selection.json"  # put first where a part of a run goes
 RECORD_KEY = re.compile(rf"{RECORDS}/(\d{{5}})-(\d{{8}})\.json")
+ROLLUP_KEY = re.compile(rf"{ROLLUPS}/(\d{{5}})\.json")
 STATE_KEY = re.compile(
     rf"(({PARTITION_STATISTICS}|{PARTITION_NEURONS})/\d{{5}}-\d{{8}}|{TOKEN_SUMS}/\d{{5}}-\d{{8}}-\d{{2,}})"
     r"\.safetensors"
@@ -59,13 +62,16 @@ FOLDERS = (
     PARTITION_NEURONS,
     TOKEN_SUMS,
     RECORDS,
+    ROLLUPS,
 )
 PATTERNS = (
     RECORD_KEY,
+    ROLLUP_KEY,
     STATE_KEY,
     MERGED_KEY,
     re.compile(
-        f"{ACTIVATIONS}/" + ZARR_KEYS.format(names=rf"({LAYER}\d+|{TOKEN_IDS}|{TOKEN_LENGTH})")
+        f"{ACTIVATIONS}/"
+        + ZARR_KEYS.format(names=rf"({LAYER}\d+|{TOKEN_IDS}|{TOKEN_LENGTH}|{STORED})")
     ),
     re.compile(f"{STATISTICS}/" + ZARR_KEYS.format(names=f"({'|'.join(STATISTICS_DIMENSIONS)})")),
     re.compile(f"{NEURONS}/" + ZARR_KEYS.format(names=f"({'|'.join(NEURONS_DIMENSIONS)})")),
@@ -75,6 +81,11 @@ PATTERNS = (
 def record_key(partition: int, batches: int) -> str:
     """The key of the record that `batches` batches of a partition are stored."""
     return f"{RECORDS}/{partition:05d}-{batches:08d}.json"
+
+
+def rollup_key(partition: int) -> str:
+    """The key of what all records of a partition say together."""
+    return f"{ROLLUPS}/{partition:05d}.json"
 
 
 def state_folder(name: str) -> str:

@@ -1,6 +1,6 @@
-"""The manifest: what a run says of itself, from its claim and records.
+"""The manifest: what a run says of itself, from its claim and the roll-ups of its records.
 
-In: a claim, and the totals of all records. Out: the manifest's content and the Zarr documents, a pure
+In: a claim, and the totals of all partitions. Out: the manifest's content and the Zarr documents, a pure
 function of both and of the partitions' statistics. It does not know who commits, nor when.
 """
 
@@ -9,6 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from neoscope.errors import CheckError
 from neoscope.format import arrays, groups, sealed_json
@@ -29,6 +32,18 @@ def read_manifest(store: Store) -> dict[str, Any] | None:
     return None if body is None else sealed_json.load("manifest", body, f"{store.url}/{MANIFEST}")
 
 
+def stored_batches(manifest: dict[str, Any]) -> list[int]:
+    """How many batches each partition of a committed run has."""
+    whole = [manifest["batches"]] * manifest["partitions"]
+    return list(manifest.get("stored_batches", whole))
+
+
+def stored_sequences(spec: dict[str, Any], batches: list[int]) -> npt.NDArray[np.bool_]:
+    """Whether each sequence of a run is there, whose partitions have so many `batches`."""
+    there = np.arange(spec["batches"]) < np.array(batches)[:, None]  # [partition, batch]
+    return np.repeat(there.reshape(-1), spec["sequences"])
+
+
 def manifest_content(
     store: Store, claim: dict[str, Any], totals: Totals
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -36,17 +51,16 @@ def manifest_content(
     a pure function of claim, records and the states that they name."""
     manifest = _manifest(claim, totals)
     each, group = _attributes(claim, manifest)
-    documents = arrays.metadata(schemas_of(claim), each, group)
+    ends = claim["spec"]["text_end"] == "stop"
+    stored = stored_sequences(claim["spec"], totals.batches) if ends else None
+    documents = arrays.metadata(schemas_of(claim), each, group, stored)
     manifest["zarr"] = {key: hashlib.sha256(body).hexdigest() for key, body in documents.items()}
     manifest["environment"] = totals.environments()
-    last, attributes = (
-        list(totals.last.values()),
-        {**group, "positions": claim["spec"]["positions"]},
-    )
+    attributes = {**group, "positions": claim["spec"]["positions"]}
     for name in GROUPS if totals.lengths else ():
         if name not in kept(claim["spec"]):
             continue
-        merged = merge_partitions(store, name, claim, last, totals.lengths)
+        merged = merge_partitions(store, name, claim, totals.states, totals.lengths)
         if name == PARTITION_NEURONS:
             manifest["checks"]["constant_layers"] = _constant_layers(claim, merged)
         objects = groups.zarr_objects(GROUPS[name], merged, attributes)
@@ -79,18 +93,20 @@ def text_name(text: dict[str, Any]) -> str:
 def _manifest(claim: dict[str, Any], totals: Totals) -> dict[str, Any]:
     """The manifest's content from claim and records."""
     spec, entries = claim["spec"], totals.arrays()
+    sequences = spec["sequences"] * sum(totals.batches)
     return {
         "fingerprint": claim["fingerprint"],
         "spec": spec,
         "partitions": spec["partitions"],
         "batches": spec["batches"],
+        **({"stored_batches": totals.batches} if spec["text_end"] == "stop" else {}),
         "model": claim["model"],
         "hook": claim["hook"],
         "tokenizer": claim["tokenizer"],
         "text": {**claim["text"], **totals.documents()},
         "tokens": {
-            "count": entries[TOKEN_IDS]["shape"][0] * spec["positions"],
-            "sequences": entries[TOKEN_IDS]["shape"][0],
+            "count": sequences * spec["positions"],
+            "sequences": sequences,
             "positions": spec["positions"],
             "special": totals.special_tokens,
             "digest": entries[TOKEN_IDS]["digest"],
@@ -98,7 +114,7 @@ def _manifest(claim: dict[str, Any], totals: Totals) -> dict[str, Any]:
         },
         "arrays": entries,
         "claim": claim["content_digest"],
-        "records": totals.records,
+        "rollups": totals.rollups,
         "checks": _checks(claim, totals, entries),
     }
 
@@ -110,20 +126,21 @@ def _checks(
     spec = claim["spec"]
     layers = {name: entry for name, entry in entries.items() if name.startswith(LAYER)}
     rows = spec["sequences"] * spec["batches"] * spec["partitions"]
+    stored = spec["sequences"] * sum(totals.batches)
     shape = [rows, spec["positions"], claim["model"]["neurons"]]
     shapes = [entry["shape"] for entry in layers.values()]
     counted = sum(totals.lengths.values()) + totals.special_tokens
     nonfinite = sum(entry["nonfinite"] for entry in entries.values())
     checks: dict[str, dict[str, Any]] = {
-        "tokens": {"expected": rows * spec["positions"], "found": counted},
+        "tokens": {"expected": stored * spec["positions"], "found": counted},
         "nonfinite": {"expected": 0, "found": nonfinite},
     }
     if spec["arrays"]:
-        read_back = len(layers) * len(totals.records)
+        read_back = len(layers) * totals.records
         checks |= {
             "layers": {"expected": len(claim["hook"]["layers"]), "found": len(layers)},
             "shape": {"expected": shape, "found": shapes[0] if shapes else []},
-            "values": {"expected": math.prod(shape), "found": totals.least_values()},
+            "values": {"expected": stored * math.prod(shape[1:]), "found": totals.least_values()},
             "read_back": {"expected": read_back, "found": totals.read_back},
         }
     if any(found != shape for found in shapes):

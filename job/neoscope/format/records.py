@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from neoscope.errors import CheckError, ConflictError
@@ -17,16 +16,17 @@ from neoscope.format import sealed_json
 from neoscope.format.layout import CLAIM, RECORD_KEY, RECORDS, record_key
 from neoscope.spec import RunSpec, differing_fields
 from neoscope.storage.integrity import Body, same
-from neoscope.storage.store import Store, concurrent_map
+from neoscope.storage.store import REQUESTS_IN_FLIGHT, Store, concurrent_map
 
 # Where no activations are stored; a record of each batch would be most of the work.
 BATCHES_A_RECORD = 64
 
 
-def record_counts(spec: dict[str, Any]) -> list[int]:
-    """The numbers of stored batches at which a partition puts a record, ascending: after every batch,
-    and with --no-arrays after every 64 and the last."""
-    step, batches = 1 if spec["arrays"] else BATCHES_A_RECORD, spec["batches"]
+def record_counts(spec: dict[str, Any], batches: int | None = None) -> list[int]:
+    """The numbers of stored batches at which a partition of so many `batches` (by default all that the
+    spec asks for) puts a record, ascending: after every batch, and with --no-arrays after every 64 and the
+    last."""
+    step, batches = 1 if spec["arrays"] else BATCHES_A_RECORD, batches or spec["batches"]
     return [*range(step, batches, step), batches]
 
 
@@ -128,13 +128,22 @@ def recorded_otherwise(store: Store, key: str) -> CheckError:
     )
 
 
-def stored_batch_counts(store: Store) -> dict[int, list[int]]:
-    """How many batches each record says are stored, ascending, by partition; one listing."""
-    found: dict[int, list[int]] = {}
-    for key in sorted(item.key for item in store.objects(RECORDS)):
-        match = RECORD_KEY.fullmatch(key)
-        if match:
-            found.setdefault(int(match[1]), []).append(int(match[2]))
+def stored_batch_counts(store: Store, partitions: Sequence[int]) -> dict[int, list[int]]:
+    """How many batches each record of these partitions says are stored, ascending, by partition."""
+    wanted, found = set(partitions), dict[int, list[int]]()
+    # Of a folder every listing goes through all files.
+    size = len(partitions) if store.is_local else -(-len(partitions) // REQUESTS_IN_FLIGHT)
+    parts = [partitions[first : first + size] for first in range(0, len(partitions), size or 1)]
+
+    def keys_of(part: Sequence[int]) -> list[str]:
+        after, until = record_key(min(part), 0), record_key(max(part) + 1, 0)
+        return [item.key for item in store.listing(RECORDS, after, until)]
+
+    for keys in concurrent_map(keys_of, parts):
+        for key in sorted(keys):
+            match = RECORD_KEY.fullmatch(key)
+            if match and int(match[1]) in wanted:
+                found.setdefault(int(match[1]), []).append(int(match[2]))
     return found
 
 
@@ -145,17 +154,22 @@ def last_record(
     stored: dict[int, list[int]] | None = None,
 ) -> dict[str, Any] | None:
     """All the state that a partition has: its last record, None where there is none. `stored` is what
-    `recorded` has found just now."""
-    counts = (stored_batch_counts(store) if stored is None else stored).get(partition)
+    `stored_batch_counts` has found just now."""
+    found = stored_batch_counts(store, [partition]) if stored is None else stored
+    counts = found.get(partition)
     return read_record(store, claim, partition, counts[-1]) if counts else None
 
 
 def each_record(
-    store: Store, claim: dict[str, Any], partitions: Iterable[int]
+    store: Store, claim: dict[str, Any], partitions: Mapping[int, int]
 ) -> Iterator[dict[str, Any]]:
-    """Every record of partitions that are recorded to their ends, in order, many asked for at a time and some
+    """Every record of partitions that have so many batches, in order, many asked for at a time and some
     dozens in memory. Raises CheckError for a bad one."""
-    each = itertools.product(partitions, record_counts(claim["spec"]))
+    each = (
+        (partition, count)
+        for partition, batches in partitions.items()
+        for count in (record_counts(claim["spec"], batches) if batches else [])
+    )
     return concurrent_map(lambda place: read_record(store, claim, *place), each)
 
 

@@ -76,7 +76,7 @@ def intact(body: bytes | memoryview) -> bool:
 
 @cache
 def schema(kind: str) -> dict[str, Any]:
-    """The published JSON Schema of a kind: `run`, `record` or `manifest`."""
+    """The published JSON Schema of a kind: `run`, `record`, `rollup` or `manifest`."""
     path = resources.files("neoscope.format") / "schemas" / f"{kind}.schema.json"
     return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 

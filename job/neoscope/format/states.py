@@ -103,7 +103,7 @@ def last_state(
     stored: dict[int, list[int]] | None = None,
 ) -> tuple[dict[str, Any] | None, dict[str, list[bytes]]]:
     """A partition's last record and the objects of the states up to it by name, None and nothing where
-    there is no record. `stored` is what `recorded` has found just now."""
+    there is no record. `stored` is what `stored_batch_counts` has found just now."""
     record = last_record(store, claim, partition, stored)
     while record:
         try:
@@ -142,15 +142,16 @@ def missing(store: Store, key: str) -> CheckError:
     return CheckError(f"{store.url}/{key} is missing: delete the run and run it again")
 
 
-def clear_superseded(store: Store, claim: dict[str, Any]) -> None:
-    """Delete what workers that were killed left of a run whose partitions are all recorded to the end:
+def clear_superseded(store: Store, claim: dict[str, Any], batches: list[int]) -> None:
+    """Delete what workers that were killed left of a run whose partitions have ended with so many `batches`:
     states that are not the last; by one listing of each kind. Without the permission they stay: the
     records name them."""
     spec, layers = claim["spec"], claim["hook"]["layers"]
     for name in kept(spec):
-        partitions = range(spec["partitions"])
         last = {
-            key for each in partitions for key in state_keys(name, each, spec["batches"], layers)
+            key
+            for each, count in enumerate(batches)
+            for key in state_keys(name, each, count, layers)
         }
         folder = store.objects(state_folder(name))
         there = {item.key for item in folder if STATE_KEY.fullmatch(item.key)}

@@ -71,15 +71,16 @@ def merge_partitions(
     store: Store,
     name: str,
     claim: dict[str, Any],
-    last: list[dict[str, Any]],
+    states: list[dict[str, Any]],
     counts: dict[int, int],
 ) -> dict[str, npt.NDArray[Any]]:
-    """Every array of the group of the statistics with this name, from the partitions' last records in order.
+    """Every array of the group of the statistics with this name, from the entries of the partitions' `states`
+    in order.
 
     `counts` are the run's tokens by length, ascending. Raises CheckError where states are missing or
     damaged, or have counted other tokens.
     """
-    bodies, layers = _bodies(store, name, last), claim["hook"]["layers"]
+    bodies, layers = _bodies(store, name, states), claim["hook"]["layers"]
     if name == PARTITION_STATISTICS:
         return _by_length(store, bodies, layers, counts)
     merged = neurons.merge(map(Neurons.load, bodies), claim["spec"]["contexts"])
@@ -88,14 +89,14 @@ def merge_partitions(
     return merged | neurons.coordinates(layers)
 
 
-def _bodies(store: Store, name: str, last: list[dict[str, Any]]) -> Iterator[bytes]:
-    def body_of(record: dict[str, Any]) -> bytes:
+def _bodies(store: Store, name: str, states: list[dict[str, Any]]) -> Iterator[bytes]:
+    def body_of(entries: dict[str, Any]) -> bytes:
         try:
-            return read_state(store, record, name)
+            return read_state(store, entries, name)
         except FileNotFoundError as error:
             raise missing(store, str(error)) from None
 
-    return concurrent_map(body_of, last, STATES_AT_A_TIME)
+    return concurrent_map(body_of, states, STATES_AT_A_TIME)
 
 
 def _by_length(

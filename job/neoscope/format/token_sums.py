@@ -24,9 +24,9 @@ from neoscope.storage.store import Store
 
 
 def merged_layers(
-    store: Store, claim: dict[str, Any], last: list[dict[str, Any]], tokens: int
+    store: Store, claim: dict[str, Any], states: list[dict[str, Any]], tokens: int
 ) -> Iterator[TokenSums]:
-    """The sums of each layer, from the partitions' last records in order.
+    """The sums of each layer, from the entries of the partitions' `states` in order.
 
     `tokens` is how many the run has, special ones left out. Raises CheckError where states are missing or
     damaged, have counted other tokens, or are of other weights.
@@ -34,7 +34,7 @@ def merged_layers(
     first: TokenSums | None = None
     for index, layer in enumerate(claim["hook"]["layers"]):
         merged = _merged(
-            store, [entries_of(record, PARTITION_TOKEN_SUMS)[index] for record in last]
+            store, [entries_of(entries, PARTITION_TOKEN_SUMS)[index] for entries in states]
         )
         first = first or merged
         if merged.layer != layer or merged.count.sum() != tokens or not _same_tokens(merged, first):

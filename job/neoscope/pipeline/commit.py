@@ -2,33 +2,29 @@
 
 In: a run whose partitions are all recorded to the end. Out: `zarr.json` files and last
 `manifest.json`, a pure function of claim and records but for timings and environment, so that
-workers who race to commit write the same. It does not know how the values were computed.
+workers who race to commit write the same. It reads a roll-up of each partition, and of the chunks a
+listing; its memory does not grow with the batches. It does not know how the values were computed.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
 from typing import Any
 
-from neoscope.errors import CheckError, ConflictError
-from neoscope.format import chunks, sealed_json
-from neoscope.format.arrays import schemas_of
-from neoscope.format.layout import (
-    ACTIVATIONS,
-    MANIFEST,
-    PARTITION_TOKEN_SUMS,
-    RECORDS,
-    merged_key,
-)
+from neoscope.errors import ConflictError, InputError
+from neoscope.format import sealed_json
+from neoscope.format.layout import MANIFEST, PARTITION_TOKEN_SUMS, merged_key, record_key
 from neoscope.format.manifest import manifest_content, read_manifest
-from neoscope.format.records import each_record, record_counts, stored_batch_counts
+from neoscope.format.rollups import ended_partitions, make_rollup, read_rollup
 from neoscope.format.states import clear_superseded
 from neoscope.format.token_sums import layer_entry, merged_layers
 from neoscope.format.totals import Totals
+from neoscope.pipeline.object_check import Recorded, check_objects, recorded_chunks
 from neoscope.storage.integrity import same
-from neoscope.storage.store import Store
+from neoscope.storage.store import Store, concurrent_map
+
+ROLLUPS_AT_A_TIME = 4  # which are read and parsed; each holds a digest of every record
 
 
 def commit(store: Store, claim: dict[str, Any]) -> dict[str, Any] | None:
@@ -38,27 +34,32 @@ def commit(store: Store, claim: dict[str, Any]) -> dict[str, Any] | None:
     manifest that says something else is already there.
     """
     began = time.perf_counter()
-    spec = claim["spec"]
-    found = stored_batch_counts(store)
-    whole = record_counts(spec)
-    partitions = range(spec["partitions"])
-    if any(found.get(partition, [0])[-1] != spec["batches"] for partition in partitions):
+    spec, totals = claim["spec"], Totals(claim)
+    if not _all_ended(store, claim):
         return None
-    for partition in partitions:
-        if found[partition] != whole:
-            raise CheckError(
-                f"{store.url}/{RECORDS} lacks records of partition {partition}: delete the run"
-            )
-    check, totals = _object_check(store, claim), Totals(claim)
-    for record in each_record(store, claim, partitions):
-        check(record)
-        totals.add(record)
+    recorded: list[Recorded] = []
+    for rollup in concurrent_map(
+        lambda partition: (
+            read_rollup(store, claim, partition) or make_rollup(store, claim, partition)
+        ),
+        range(spec["partitions"]),
+        ROLLUPS_AT_A_TIME,
+    ):
+        totals.add(rollup)
+        recorded.append(recorded_chunks(rollup))
+    if not any(totals.batches):
+        size = spec["sequences"] * spec["positions"]
+        raise InputError(
+            f"the text fills no batch of {size:,} tokens: give more text, or lower --sequences or "
+            f"--positions, and first: neoscope delete {store.url}"
+        )
+    check_objects(store, claim, recorded)
     manifest, documents = manifest_content(store, claim, totals)
     if spec[PARTITION_TOKEN_SUMS] and totals.lengths:
         manifest[PARTITION_TOKEN_SUMS] = _put_token_sums(store, claim, totals)
     manifest["timings"] = {**totals.timings, "commit": time.perf_counter() - began}
     body = sealed_json.dump("manifest", manifest)
-    clear_superseded(store, claim)
+    clear_superseded(store, claim, totals.batches)
     # No reader opens anything before all values are there.
     for key in sorted(documents, key=lambda key: key.endswith("zarr.json")):
         _create_same(store, key, documents[key])
@@ -81,14 +82,27 @@ def commit(store: Store, claim: dict[str, Any]) -> dict[str, Any] | None:
 def _put_token_sums(store: Store, claim: dict[str, Any], totals: Totals) -> dict[str, Any]:
     """Put the sums by token of the run, with one layer's in memory at a time; the manifest's entry."""
     entry: dict[str, Any] = {"objects": {}}
-    last, tokens = list(totals.last.values()), sum(totals.lengths.values())
-    for sums in merged_layers(store, claim, last, tokens):
+    tokens = sum(totals.lengths.values())
+    for sums in merged_layers(store, claim, totals.states, tokens):
         key, body = merged_key(sums.layer), sums.dump()
         _create_same(store, key, body)
         entry["objects"][key] = layer_entry(body)
         entry["cells"] = len(sums.token)
         entry["sums_of"] = "values" if sums.weight is None else "inputs"
     return entry
+
+
+def _all_ended(store: Store, claim: dict[str, Any]) -> bool:
+    """Whether every partition has a roll-up, or is recorded to its end by a worker that was killed before
+    it has put one."""
+    there, batches = ended_partitions(store), claim["spec"]["batches"]
+    without = [each for each in range(claim["spec"]["partitions"]) if each not in there]
+
+    def ended(partition: int) -> bool:
+        return store.find(record_key(partition, batches)) is not None
+
+    # Most often the first is still being made.
+    return all(map(ended, without[:1])) and all(concurrent_map(ended, without[1:]))
 
 
 def _create_same(store: Store, key: str, body: bytes) -> None:
@@ -99,32 +113,3 @@ def _create_same(store: Store, key: str, body: bytes) -> None:
             raise ConflictError(
                 f"{store.url}/{key} is already there and says something else: delete the run"
             ) from None
-
-
-def _object_check(store: Store, claim: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
-    """A check that every chunk that a record names is there as it was recorded, by one listing.
-
-    The store's own tag tells an object that was put over after it was recorded; such a one is read
-    and must have the recorded digest.
-    """
-    there = {item.key: item for item in store.objects(ACTIVATIONS)}
-    schemas = schemas_of(claim)
-
-    def check(record: dict[str, Any]) -> None:
-        for name, entry in record["arrays"].items():
-            for part in entry["chunks"]:
-                key, item = part["key"], there.get(part["key"])
-                if item is None or item.size != part["size"]:
-                    found = "is missing" if item is None else f"has {item.size} bytes"
-                    raise CheckError(
-                        f"{store.url}/{key} {found}, recorded with {part['size']}: "
-                        f"delete the run and run it again"
-                    )
-                holds = functools.partial(chunks.holds, schemas[name], part["digest"])
-                if item.tag != record["tags"][key] and not holds(store.read(key, holds)):
-                    raise CheckError(
-                        f"{store.url}/{key} was put over with other values after it was recorded: "
-                        "two unlike machines worked on one partition; delete the run"
-                    )
-
-    return check

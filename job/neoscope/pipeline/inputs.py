@@ -55,7 +55,7 @@ class Inputs:
     maps: dict[str, torch.nn.Linear]  # whose inputs the sums by token are of; see `linear_maps`
     tokenizer: LoadedTokenizer
     lengths: npt.NDArray[np.uint16]  # of every token id
-    batches: Iterator[Batch]
+    batches: Iterator[tuple[int, Batch]]  # with the count of the record that will name each
     resolved: dict[str, Any]
 
 
@@ -100,10 +100,10 @@ def prepare(
             eager=spec.forward == "reference",
             bare=takes_fast_path(found.config.model_type, point, spec.forward),
         )
-        described = claim["text"] if claim and spec.dataset != SAMPLE else resolve(spec)
+        described = claim["text"] if claim and spec.dataset != SAMPLE else resolve(spec, text_paths)
         share = _Share(spec, described, text_paths, partition, tokenizer)
         packed = _packed(share, last, progress)
-        first = next(packed)
+        first = list(itertools.islice(packed, 1))
         loaded = model.result()
     return Inputs(
         loaded,
@@ -111,7 +111,7 @@ def prepare(
         linear_maps(loaded.model, point, spec.layers),
         tokenizer,
         vocabulary.length_table(tokenizer.strings, tokenizer.special),
-        itertools.chain([first], packed),
+        itertools.chain(first, packed),
         {**_describe(spec, loaded, point, tokenizer), "text": described},
     )
 
@@ -129,8 +129,10 @@ def of_partition(
     return dataclasses.replace(prepared, batches=_packed(share, last, progress))
 
 
-def _packed(share: _Share, last: dict[str, Any] | None, progress: Progress) -> Iterator[Batch]:
-    """The partition's batches from where its last record stands."""
+def _packed(
+    share: _Share, last: dict[str, Any] | None, progress: Progress
+) -> Iterator[tuple[int, Batch]]:
+    """The partition's batches from where its last record stands, each with the count of its record."""
     first = last["batches"] if last else 0
     return _by_record(share.spec, _seen(share, last, progress), first)
 
@@ -154,7 +156,6 @@ class _Share:
             self.described,
             self.text_paths,
             partition=self.partition,
-            partitions=spec.partitions,
             resume_state=resume_state["stream"],
         )
         whole = spec.partitions == 1
@@ -168,6 +169,7 @@ class _Share:
             offset=resume_state["offset"],
             first=first,
             source="the text" if whole else f"the text's share of partition {self.partition}",
+            stop=spec.text_end == "stop",
         )
 
 
@@ -176,11 +178,12 @@ def _seen(share: _Share, last: dict[str, Any] | None, progress: Progress) -> Ite
 
     What has been packed is kept up to AHEAD_BYTES, and so not tokenized twice. Only of more than
     that the rest is packed once to see that it is there, at the partition's first start.
-    A data set is not looked through: it may be endless, and each of its batches costs the network.
+    A data set is not looked through: it may be endless, and each of its batches costs the network. Nor is
+    what may end.
     """
     first, resume_state = (last["batches"], last["resume_state"]) if last else (0, None)
     packed = share.batches(first, resume_state)
-    if share.described["source"] == "dataset":
+    if share.described["source"] == "dataset" or share.spec.text_end == "stop":
         return packed
     kept: list[Batch] = []
     missing, held = share.spec.batches - first, 0
@@ -197,13 +200,16 @@ def _seen(share: _Share, last: dict[str, Any] | None, progress: Progress) -> Ite
     return itertools.chain(kept, packed)
 
 
-def _by_record(spec: RunSpec, packed: Iterator[Batch], first: int) -> Iterator[Batch]:
+def _by_record(spec: RunSpec, packed: Iterator[Batch], first: int) -> Iterator[tuple[int, Batch]]:
     """The same batches; those of one record are packed before the first of them is given away, so
     that text that ends sooner than was asked for leaves nothing computed that no record names."""
     for count in record_counts(spec.to_json()):
         if count > first:
-            yield from [next(packed) for _ in range(first, count)]
-            first = count
+            found = list(itertools.islice(packed, count - first))
+            first += len(found)
+            yield from ((first, batch) for batch in found)
+            if first < count:
+                return
 
 
 def _describe(

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 
 from neoscope.format.layout import TOKEN_IDS, TOKEN_LENGTH
-from neoscope.format.records import BATCHES_A_RECORD, record_counts
+from neoscope.format.records import BATCHES_A_RECORD
 from neoscope.format.states import put_states, put_token_sums
 from neoscope.model.hooks import Consumer, stream
 from neoscope.model.memory import translate_out_of_memory
@@ -33,7 +33,7 @@ from neoscope.pipeline.layer_writer import LayerWriter, put_array
 from neoscope.pipeline.partition_statistics import PartitionStatistics, make_statistics
 from neoscope.pipeline.recording import Destination, Recording, Timings
 from neoscope.pipeline.stages import InOrder, ahead
-from neoscope.pipeline.stored_batch import PassedBatch
+from neoscope.pipeline.stored_batch import PassedBatch, StoredBatch
 from neoscope.pipeline.timing import timed
 from neoscope.spec import RunSpec
 from neoscope.statistics.length_accumulator import PlacedTokens
@@ -52,7 +52,7 @@ class _Stages:
     spec: RunSpec
     prepared: Inputs
     to: Destination
-    texts: Iterator[Batch]
+    texts: Iterator[tuple[int, Batch] | None]  # None where the text has ended
     statistics: PartitionStatistics
     writer: LayerWriter | None
     puts: ThreadPoolExecutor
@@ -79,17 +79,20 @@ def store_batches(
             spec, to.claim, prepared.lengths, states, prepared.maps, device
         )
         stages = _begin(stack, spec, prepared, to, first, statistics, device)
-        for count in record_counts(to.claim["spec"]):
-            if count <= first:
-                continue
-            settled = []
-            for number in range(first, count):
-                passed = _pass(stages, number, to.record_key(count), timings)
-                settled.append(stages.recording.settle(passed, timings))
-            stages.recording.wait_for_room()
-            state = _put_state(stages, count, timings)
-            stages.recording.put((first, count), settled, state, timings)
-            first, timings = count, {}
+        settled: list[Future[StoredBatch]] = []
+        while (at := first + len(settled)) < spec.batches:
+            with timed(timings, "text"):
+                found = next(stages.texts)
+            if found is None:  # the text has ended, behind a record
+                break
+            count, batch = found
+            passed = _pass(stages, at, batch, to.record_key(count), timings)
+            settled.append(stages.recording.settle(passed, timings))
+            if at + 1 == count:
+                stages.recording.wait_for_room()
+                state = _put_state(stages, count, timings)
+                stages.recording.put((first, count), settled, state, timings)
+                first, settled, timings = count, [], {}
 
 
 def _begin(
@@ -114,19 +117,17 @@ def _begin(
         writer = stack.enter_context(
             closing(LayerWriter(to.store, layer, device, spec.pass_sequences))
         )
-    packed = functools.partial(next, prepared.batches)
+    packed = functools.partial(next, prepared.batches, None)
     texts = stack.enter_context(closing(ahead(packed, spec.batches - first, BATCHES_AHEAD)))
     puts, reads = threads(REQUESTS_IN_FLIGHT, "put"), threads(READ_BACK_AT_A_TIME, "read-back")
     recording = Recording(to, reads, stack.enter_context(InOrder()))
     return _Stages(spec, prepared, to, texts, statistics, writer, puts, recording)
 
 
-def _pass(stages: _Stages, number: int, record: str, timings: Timings) -> PassedBatch:
+def _pass(stages: _Stages, number: int, batch: Batch, record: str, timings: Timings) -> PassedBatch:
     """Compute batch `number`, which the record with the key `record` will name; returns while it is
     being stored."""
     spec, prepared, to = stages.spec, stages.prepared, stages.to
-    with timed(timings, "text"):
-        batch = next(stages.texts)
     token_lengths = prepared.lengths[batch.token_ids]
     take = _taker(stages, number, record, timings)
     with timed(timings, "capture"):

@@ -16,6 +16,7 @@ import torch
 from neoscope.format import layout, records
 from neoscope.format.arrays import array_schemas, schemas_of
 from neoscope.format.claim import put_claim
+from neoscope.format.rollups import make_rollup
 from neoscope.format.states import last_state
 from neoscope.format.vocabulary import vocabulary_content
 from neoscope.model import numerics
@@ -136,6 +137,7 @@ def _store_partition(
     progress.begin("capturing", layers * spec.sequences // spec.pass_sequences, "layers")
     to = Destination(start.store, claim, schemas_of(claim), partition, start.environment, progress)
     store_batches(spec, prepared, to, first, states, start.device, timings)
+    make_rollup(start.store, claim, partition)
     progress.end()
 
 

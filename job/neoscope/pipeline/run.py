@@ -19,8 +19,9 @@ from neoscope.errors import InputError
 from neoscope.extra import require_run
 from neoscope.format.claim import check_destination
 from neoscope.format.layout import CLAIM
-from neoscope.format.manifest import read_manifest
+from neoscope.format.manifest import read_manifest, stored_batches
 from neoscope.format.records import read_claim, stored_batch_counts
+from neoscope.format.rollups import ended_partitions
 from neoscope.format.states import clear_superseded
 from neoscope.model.device import check_device
 from neoscope.model.shapes import check_shape
@@ -138,10 +139,15 @@ def start(
         progress.say(f"{store.url} already holds this run, whole: nothing to do")
         # What a worker left that was killed when another had committed.
         store.clear_temporary_files()
-        clear_superseded(store, claim)
+        clear_superseded(store, claim, stored_batches(manifest))
         return store.url, manifest
-    stored = stored_batch_counts(store) if claim else {}
-    missing = [each for each in share.partitions if spec.batches not in stored.get(each, [])]
+    stored = stored_batch_counts(store, share.partitions) if claim else {}
+    ended = ended_partitions(store) if claim and spec.text_end == "stop" else set[int]()
+    missing = [
+        each
+        for each in share.partitions
+        if spec.batches not in stored.get(each, []) and each not in ended
+    ]
     if claim is None:
         # Once more as it is claimed, but the model is loaded in between.
         check_destination(store, CLAIM)

@@ -25,6 +25,7 @@ from neoscope.format import layout
 from neoscope.format.layout import (
     ACTIVATIONS,
     SELECTION,
+    STORED,
     TOKEN_IDS,
     TOKEN_LENGTH,
     TOKEN_TEXT,
@@ -44,7 +45,8 @@ def open_run(url: str, *, endpoint_url: str | None = None, chunks: Any = None) -
     Coordinates [sequence, position]: `token_ids` int32, `token_text` str, `token_length` uint16 in
     characters, and `token_group` float32: -1, 0 or 1 for tokens shorter than, as long as or longer
     than the run's median. Special tokens have length 0 and group NaN, so that no comparison, no
-    `groupby` and no mean takes them in. `sequence`, `position` and `neuron` are numbered from 0.
+    `groupby` and no mean takes them in. `sequence`, `position` and `neuron` are numbered from 0; the
+    sequences that a run lacks whose text has ended early (--text-end stop) are left out.
 
     A selection that `neoscope pull --layers ...` made is opened alike; its `sequence` and `neuron` are
     numbered as in the run.
@@ -109,6 +111,15 @@ def open_arrays(store: Store) -> xarray.Dataset:
     return _open_group(store, ACTIVATIONS)
 
 
+def stored_part(arrays: xarray.Dataset) -> xarray.Dataset:
+    """The arrays without the sequences that a run lacks whose text has ended early; what is left is
+    numbered as in the run."""
+    if STORED not in arrays.coords:
+        return arrays
+    rows = np.flatnonzero(arrays[STORED].values)
+    return arrays.isel(sequence=rows).drop_vars(STORED).assign_coords(sequence=rows)
+
+
 def open_statistics(url: str, *, endpoint_url: str | None = None) -> xarray.Dataset:
     """The statistics by token length of a committed run; `by_length` says what follows from them.
 
@@ -165,7 +176,7 @@ class _Labelled(BackendEntrypoint):
     def open_dataset(  # type: ignore[override]
         self, filename_or_obj: Any, *, drop_variables: Any = None, store: Store, manifest: Any
     ) -> xarray.Dataset:
-        arrays = open_arrays(store)
+        arrays = stored_part(open_arrays(store))
         ids, lengths = arrays.variables[TOKEN_IDS], arrays.variables[TOKEN_LENGTH]
         median = arrays.attrs["token_length_median"]
         text = (
@@ -183,7 +194,9 @@ class _Labelled(BackendEntrypoint):
         }
         layers = sorted(map(str, arrays.data_vars), key=lambda name: int(name[len(LAYER) :]))
         unlabelled = {**arrays.sizes} if manifest else {}
-        labels = {name: np.arange(size) for name, size in unlabelled.items()}
+        labels = {
+            name: np.arange(size) for name, size in unlabelled.items() if name not in arrays.coords
+        }
         coordinates = {TOKEN_TEXT: text, TOKEN_GROUP: group, **labels}
         found = arrays[layers].assign_coords({**arrays.coords, **coordinates})
         return found.assign_attrs(_attributes(manifest)) if manifest else found

@@ -19,9 +19,9 @@ from neoscope.storage.store import Store
 class DocumentSpans:
     """The documents of a run's tokens."""
 
-    def __init__(self, store: Store, claim: dict[str, Any]) -> None:
-        self._store, self._claim = store, claim
-        self._counts = record_counts(claim["spec"])
+    def __init__(self, store: Store, claim: dict[str, Any], batches: list[int]) -> None:
+        """`batches` are how many each partition has."""
+        self._store, self._claim, self._batches = store, claim, batches
         self._read: dict[tuple[int, int], tuple[npt.NDArray[np.int64], list[str]]] = {}
 
     def id_of(self, token: int) -> str | None:
@@ -32,9 +32,10 @@ class DocumentSpans:
         partition, batch = divmod(batch, spec["batches"])
         if position < spec["bos"]:
             return None
-        number = bisect.bisect_right(self._counts, batch)
-        before = self._counts[number - 1] if number else 0
-        ends, ids = self._spans(partition, self._counts[number])
+        counts = record_counts(spec, self._batches[partition])
+        number = bisect.bisect_right(counts, batch)
+        before = counts[number - 1] if number else 0
+        ends, ids = self._spans(partition, counts[number])
         row = (batch - before) * spec["sequences"] + sequence
         place = row * (spec["positions"] - spec["bos"]) + position - spec["bos"]
         return ids[int(np.searchsorted(ends, place, side="right"))]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy.typing as npt
@@ -16,11 +17,21 @@ import numpy.typing as npt
 from neoscope.errors import CheckError
 from neoscope.format import chunks, sealed_json
 from neoscope.format.arrays import ArraySchema, schemas_of
-from neoscope.format.layout import CLAIM, MANIFEST, TOKEN_IDS, TOKEN_LENGTH, VOCABULARY, record_key
+from neoscope.format.layout import (
+    CLAIM,
+    MANIFEST,
+    ROLLUPS,
+    TOKEN_IDS,
+    TOKEN_LENGTH,
+    VOCABULARY,
+    record_key,
+    rollup_key,
+)
 from neoscope.format.records import each_record
+from neoscope.format.rollups import RollUp
 from neoscope.format.states import entries_of, kept
 from neoscope.format.totals import Totals
-from neoscope.storage.store import Store, again
+from neoscope.storage.store import Store, again, concurrent_map
 
 AGAIN = "delete the run and run it again"
 
@@ -61,8 +72,8 @@ class Tokens:
 class Inventory:
     """A committed run as it says it is.
 
-    `documents` are the content digests of claim, manifest and records by key, `chunks` are by key, and
-    `digests` of all other objects, SHA-256 (64 digits) or xxh3-128 (32). `superseded` are keys of
+    `documents` are the content digests of claim, manifest, roll-ups and records by key, `chunks` are by key,
+    and `digests` of all other objects, SHA-256 (64 digits) or xxh3-128 (32). `superseded` are keys of
     statistics that may be there or not. `mismatched_documents` are sound in themselves, but not those that
     the manifest was made of.
     """
@@ -117,26 +128,57 @@ def read_inventory(store: Store) -> Inventory:
             for key, entry in manifest.get(name, {}).get("objects", {}).items()
         },
     }
-    said = {CLAIM: manifest["claim"], **manifest["records"]}
-    documents = {**said, MANIFEST: manifest["content_digest"]}
+    documents = {
+        CLAIM: manifest["claim"],
+        MANIFEST: manifest["content_digest"],
+        **manifest["rollups"],
+    }
     found = Inventory(claim, manifest, Totals(claim), documents, {}, digests, set(), [], [])
-    there = {CLAIM: claim["content_digest"]}
-    for record in each_record(store, claim, range(claim["spec"]["partitions"])):
-        key = record_key(record["partition"], record["batches"])
-        there[key] = record["content_digest"]
-        if said.get(key) == there[key]:
-            _take(found, key, record)
-    for key in sorted(said.keys() | there.keys()):
-        if said.get(key) != there.get(key):
-            found.mismatched_documents.append(
-                Problem(key, "is not the one that the manifest names")
-            )
+    if claim["content_digest"] != manifest["claim"]:
+        found.mismatched_documents.append(_mismatched(CLAIM))
+    rollups = list(
+        concurrent_map(lambda each: _read_rollup(store, each), range(claim["spec"]["partitions"]))
+    )
+    batches = {rollup["partition"]: rollup["batches"] for rollup in rollups}
+    records = each_record(store, claim, batches)
+    for rollup in rollups:
+        _take_partition(found, rollup, itertools.islice(records, len(rollup["records"])))
     return found
 
 
-def _take(found: Inventory, key: str, record: dict[str, Any]) -> None:
-    """Take in what one record says."""
-    found.totals.add(record)
+def _read_rollup(store: Store, partition: int) -> dict[str, Any]:
+    key = rollup_key(partition)
+    body = store.get(key, sealed_json.intact) or b""
+    return sealed_json.load("rollup", body, f"{store.url}/{key}")
+
+
+def _take_partition(
+    found: Inventory, rollup: dict[str, Any], records: Iterator[dict[str, Any]]
+) -> None:
+    """Take in the records of a partition, each the one that its roll-up has, and that the manifest's."""
+    partition, said = rollup["partition"], iter(rollup["records"])
+    made = RollUp(found.claim, partition)
+    for record in records:
+        name = record_key(partition, record["batches"])
+        found.documents[name] = record["content_digest"]
+        made.add(record)
+        if record["content_digest"] == next(said):
+            _take(found, name, record, rollup["batches"])
+        else:
+            found.mismatched_documents.append(_mismatched(name))
+    key, again = rollup_key(partition), made.content()
+    digests = (rollup["content_digest"], sealed_json.content_digest(again))
+    if {*digests, found.manifest["rollups"].get(key)} != {digests[0]}:
+        found.mismatched_documents.append(_mismatched(key))
+    found.totals.add({**again, "content_digest": digests[1]})
+
+
+def _mismatched(key: str) -> Problem:
+    return Problem(key, "is not the one that the manifest names")
+
+
+def _take(found: Inventory, key: str, record: dict[str, Any], batches: int) -> None:
+    """Take in what one record says, of a partition of so many batches."""
     for name, schema in schemas_of(found.claim).items():
         for part in record["arrays"][name]["chunks"]:
             found.chunks[part["key"]] = Expected(schema, part["size"], part["digest"])
@@ -149,7 +191,7 @@ def _take(found: Inventory, key: str, record: dict[str, Any]) -> None:
     for name in kept(found.claim["spec"]):
         for state in entries_of(record, name):
             found.digests[state["key"]] = state["digest"]
-            if record["batches"] < found.claim["spec"]["batches"]:
+            if record["batches"] < batches:
                 found.superseded.add(state["key"])
 
 
@@ -182,7 +224,8 @@ def check_chunk(
 
 def _kind(key: str) -> str:
     """Of a sealed document."""
-    return {CLAIM: "run", MANIFEST: "manifest"}.get(key, "record")
+    kind = "rollup" if key.startswith(f"{ROLLUPS}/") else "record"
+    return {CLAIM: "run", MANIFEST: "manifest"}.get(key, kind)
 
 
 def _digest(body: bytes | memoryview, digits: int) -> str:

@@ -16,6 +16,7 @@ import xarray as xr
 from neoscope.argument_checks import check_flag, check_number
 from neoscope.errors import CheckError, InputError
 from neoscope.format.layout import TOKEN_IDS
+from neoscope.format.manifest import stored_batches
 from neoscope.format.records import read_claim
 from neoscope.reading.dataset import open_arrays, open_neurons_of, open_store_of, vocabulary
 from neoscope.reading.document_spans import DocumentSpans
@@ -101,7 +102,7 @@ class PassageReader:
             raise CheckError(f"{store.url} was deleted while it was read")
         self._arrays = open_arrays(store)
         self._strings = vocabulary(store, manifest)
-        self._documents = DocumentSpans(store, claim)
+        self._documents = DocumentSpans(store, claim, stored_batches(manifest))
         self.positions: int = claim["spec"]["positions"]
         self.has_values: bool = claim["spec"]["arrays"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from neoscope.errors import CheckError
 from neoscope.format.layout import CLAIM
-from neoscope.format.manifest import read_manifest, text_name
+from neoscope.format.manifest import read_manifest, stored_batches, text_name
 from neoscope.format.records import read_claim, stored_batch_counts
 from neoscope.format.states import STATISTICS_NAMES
 from neoscope.storage.store import Store, concurrent_map
@@ -74,16 +74,18 @@ def _described(store: Store) -> Entry | None:
         return None  # deleted at this moment
     spec, manifest = claim["spec"], read_manifest(store)
     batches = spec["batches"] * spec["partitions"]
-    counts = {} if manifest else stored_batch_counts(store)
+    counts = {} if manifest else stored_batch_counts(store, range(spec["partitions"]))
     return Entry(
         store.url,
         manifest is not None,
-        batches if manifest else sum(each[-1] for each in counts.values()),
+        sum(stored_batches(manifest) if manifest else (each[-1] for each in counts.values())),
         batches,
         claim["model"]["name"],
         claim["model"]["weights"],
         text_name(claim["text"]),
-        batches * spec["sequences"] * spec["positions"],
+        manifest["tokens"]["count"]
+        if manifest
+        else batches * spec["sequences"] * spec["positions"],
         _size(manifest) if manifest else None,
     )
 

@@ -1,4 +1,4 @@
-"""How far a run is, from one listing of its records.
+"""How far a run is: from its manifest, or from listings of its records.
 
 In: a store. Out: batches by partition, and whether the run is committed. It does not know whether
 what is stored is right; that is `verify`.
@@ -11,28 +11,30 @@ from typing import Any
 
 from neoscope.errors import InputError
 from neoscope.format.layout import CLAIM, MANIFEST
-from neoscope.format.manifest import read_manifest
+from neoscope.format.manifest import read_manifest, stored_batches
 from neoscope.format.records import read_claim, stored_batch_counts
+from neoscope.format.rollups import ended_partitions
 from neoscope.storage.store import Store
 
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """`stored` batches of each partition, of `batches` each, and whether there is a manifest."""
+    """`stored` batches of each partition, of `batches` each; how many are `whole`, of which the text of some
+    may have ended sooner; and whether there is a manifest."""
 
     url: str
     stored: list[int]
     batches: int
+    whole: int
     committed: bool
 
     @property
     def line(self) -> str:
         total = self.batches * len(self.stored)
-        whole = sum(count == self.batches for count in self.stored)
         state = "committed" if self.committed else "not committed"
         return (
             f"{sum(self.stored)} of {total} batches, "
-            f"{whole} of {len(self.stored)} partitions whole, {state}"
+            f"{self.whole} of {len(self.stored)} partitions whole, {state}"
         )
 
 
@@ -41,10 +43,21 @@ def status(store: Store) -> Status:
     claim = read_claim(store)
     if claim is None:
         raise InputError(f"there is no run at {store.url}: no {CLAIM}")
-    found = stored_batch_counts(store)
     spec = claim["spec"]
-    stored = [found.get(partition, [0])[-1] for partition in range(spec["partitions"])]
-    return Status(store.url, stored, spec["batches"], store.get(MANIFEST) is not None)
+    partitions, batches, stops = (
+        range(spec["partitions"]),
+        spec["batches"],
+        spec["text_end"] == "stop",
+    )
+    if not stops and store.find(MANIFEST):
+        return Status(store.url, [batches] * len(partitions), batches, len(partitions), True)
+    if stops and (manifest := read_manifest(store)):
+        return Status(store.url, stored_batches(manifest), batches, len(partitions), True)
+    found = stored_batch_counts(store, partitions)
+    stored = [found.get(partition, [0])[-1] for partition in partitions]
+    ended = ended_partitions(store) if stops else set[int]()
+    whole = sum(count == batches or each in ended for each, count in enumerate(stored))
+    return Status(store.url, stored, batches, whole, False)
 
 
 def committed(store: Store) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from neoscope.format.layout import (
     merged_key,
 )
 from neoscope.reading import token_features
-from neoscope.reading.dataset import open_arrays, open_neurons_of, vocabulary
+from neoscope.reading.dataset import open_arrays, open_neurons_of, stored_part, vocabulary
 from neoscope.reading.status import committed
 from neoscope.spec import LAYER
 from neoscope.statistics.token_sums import TokenAccumulator, TokenSums
@@ -58,7 +58,7 @@ def features_of(
     manifest = committed(store)
     count = np.zeros(manifest["tokenizer"]["size"], np.int64)
     length = np.zeros(len(count), np.int64)
-    arrays = open_arrays(store)
+    arrays = stored_part(open_arrays(store))
     for rows in _blocks(arrays[TOKEN_IDS]):
         ids, lengths = _tokens(arrays.isel(sequence=rows), store.url)
         count += np.bincount(ids.ravel(), minlength=len(count))
@@ -101,7 +101,7 @@ def sums_of(store: Store, layers: Sequence[int] | None = None) -> Iterator[Token
     if spec["token_sums"]:
         neurons = open_neurons_of(store)
         return (_kept_sums(store, manifest, neurons, layer) for layer in chosen)
-    arrays, cells = open_arrays(store), 2 * manifest["tokenizer"]["size"]
+    arrays, cells = stored_part(open_arrays(store)), 2 * manifest["tokenizer"]["size"]
     return (_layer_sums(arrays, layer, cells, url) for layer in chosen)
 
 

@@ -13,9 +13,9 @@ import functools
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
@@ -41,6 +41,7 @@ REQUESTS_IN_FLIGHT = MOST
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")  # RFC 3986, 3.1
 TEMPORARY = re.compile(r"#\d+$")
 PUTS = 8  # of one body, as long as something else arrives
+PAGE = 1000  # objects that S3 lists in one answer
 READS = 3  # of an object, before it is believed that it is not the one that is asked for
 
 
@@ -120,6 +121,13 @@ class Store:
         """The store's own tag of an object's content."""
         return self._look_up(key)[1]
 
+    def find(self, key: str) -> Listed | None:
+        """One object as a listing shows it; None where there is none."""
+        try:
+            return Listed(key, *self._look_up(key))
+        except FileNotFoundError:
+            return None
+
     def _put(
         self, key: str, body: Body, mode: PutMode, content_type: str | None = None
     ) -> str | None:
@@ -169,22 +177,46 @@ class Store:
 
     def objects(self, prefix: str = "") -> list[Listed]:
         """Every object under a prefix of whole path segments, in no order."""
-        found: list[Listed] = []
+        return list(self.listing(prefix))
 
-        def rest() -> None:
-            # S3 lists by key: a listing that broke off goes on where it was.
-            last = max((item.key for item in found), default=None)
-            for page in obstore.list(self.backend, prefix or None, offset=last):
-                # A prefix that a console made as a folder is an object without a name.
-                found.extend(
-                    Listed(item["path"], item["size"], item["e_tag"])
-                    for item in page
-                    if item["path"]
-                )
+    def listing(
+        self, prefix: str = "", after: str | None = None, until: str | None = None
+    ) -> Iterator[Listed]:
+        """The same one by one, a page at a time in memory, of keys above `after` and below `until`.
 
-        with contextlib.suppress(FileNotFoundError):  # a local folder that does not exist yet
-            self._requests.do("s3:ListBucket", prefix, rest)
-        return found
+        S3 lists by key, so a listing that broke off goes on where it was, and nothing is asked for that
+        lies behind `until`.
+        """
+        last, pages = after, None
+        while True:
+
+            def page(after: str | None = last) -> Sequence[Any] | None:
+                nonlocal pages
+                if pages is None:
+                    pages = iter(
+                        obstore.list(self.backend, prefix or None, offset=after, chunk_size=PAGE)
+                    )
+                try:
+                    return next(pages, None)
+                except Exception:
+                    pages = None
+                    raise
+
+            try:
+                found = self._requests.do("s3:ListBucket", prefix, page)
+            except FileNotFoundError:  # a local folder that does not exist yet
+                return
+            for item in found or ():
+                key = item["path"]
+                if until is None or key < until:
+                    # A prefix that a console made as a folder is an object without a name.
+                    if key:
+                        yield Listed(key, item["size"], item["e_tag"])
+                elif not self.is_local:
+                    return
+            if not found:
+                return
+            last = max(last or "", max(item["path"] for item in found))
 
     def first(self, wanted: Callable[[str], bool]) -> str | None:
         """The key of an object that is `wanted`, None where there is none. A listing is not read

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import itertools
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,24 +28,21 @@ TRIES = 2
 KINDS = ("json", "parquet")
 # Of files, for each token that a partition takes: English in FineWeb's Parquet has about 3, as JSON lines 5.
 BYTES_PER_TOKEN = 16
+_FETCH = (
+    "try again when the Hub can be reached, or bring more of it with neoscope fetch --text and the "
+    "--batches and --partitions of this run"
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class FetchedText:
-    """All files of a text by their names, and their kind; `here` are those on this disk."""
+class Files:
+    """The files of a text in order: how many, and the rows of one by its number, streamed, a shard for each
+    row group where it is Parquet. `shares` of them by the number of partitions are what was noted when they
+    were fetched; None where all of them can be opened."""
 
-    kind: str
-    files: list[str]
-    here: dict[str, Path]
-
-    def share(self, partition: int, partitions: int) -> list[str]:
-        """A partition's files: contiguous, as `IterableDataset.shard` has them; all of them where they are
-        fewer than the partitions, which share row groups then."""
-        if len(self.files) < partitions:
-            return self.files
-        each, more = divmod(len(self.files), partitions)
-        start = each * partition + min(partition, more)
-        return self.files[start : start + each + (partition < more)]
+    count: int
+    rows: Callable[[int], Any]
+    shares: dict[str, list[list[int]]] | None = None
 
 
 def find(name: str, revision: str | None) -> hub.Repository:
@@ -52,50 +50,50 @@ def find(name: str, revision: str | None) -> hub.Repository:
     return hub.find_dataset(_what(name), name, revision, alternative=LOCAL_TEXT)
 
 
-def load(text: dict[str, Any], partition: int, partitions: int) -> tuple[Any, str | None, bool]:
-    """The rows of a text, streamed; why they end before its end; whether they are all partitions'.
-
-    Without the Hub they are those of the partition's files on this disk, up to the first that is missing."""
+def load(text: dict[str, Any]) -> Files:
+    """The files of a data set. Without the Hub, one that is not on this disk is an UnavailableError."""
     repository = find(text["name"], text["revision"])
     if not repository.offline:
         location = f"hf://datasets/{text['name']}"  # no local folder of this name
         options = {"split": text["split"], "revision": repository.commit}
-        return _load(location, text["config"], **options), None, True
-    found = _fetched(text, repository)
-    share = found.share(partition, partitions)
-    there = [found.here[name] for name in share[: _count_here(found, share)]]
-    absent = None if len(there) == len(share) else _absent(text, repository, share[len(there)])
-    whole = share == found.files
-    if absent and (not there or (whole and partitions > 1)):
-        raise UnavailableError(absent)
-    return load_files(found.kind, there), absent, whole
+        return _shards(_load(location, text["config"], **options))
+    return _fetched(text, repository)
 
 
-def load_files(kind: str, files: list[Path], **options: Any) -> Any:
-    """The rows of local files of one kind, streamed, a shard a file."""
+def load_files(kind: str, files: list[Path], **options: Any) -> Files:
+    """Local files of one kind."""
     names = [glob.escape(str(file)) for file in files]
-    return _load(kind, data_files=names, split="train", **options)
+    return _shards(_load(kind, data_files=names, split="train", **options))
+
+
+def _shards(rows: Any) -> Files:
+    # By row groups: read as a whole, pyarrow fetches all of a file in the background while its first rows
+    # are used (178 MB for 3 documents, 11 by row groups).
+    count = rows.num_shards
+    return Files(count, lambda number: rows.shard(num_shards=count, index=number).reshard())
 
 
 def fetch_text(text: dict[str, Any], partitions: int, tokens: int) -> dict[str, int]:
     """Bring a text's files into the Hub's cache, as many of each partition's as hold BYTES_PER_TOKEN for each
-    of its `tokens`: the size in bytes of each."""
+    of its `tokens`: the size in bytes of each. The shares of `text` are noted beside them."""
     name, what = text["name"], _what(text["name"])
     repository = find(name, text["revision"])
     hub.check_answers(what, repository, alternative=LOCAL_TEXT)
-    found = FetchedText(*_files(text, repository), here={})
-    sizes = hub.sizes(what, name, repository, found.files)
-    shared = len(found.files) >= partitions
+    kind, files = _files(text, repository)
+    sizes = hub.sizes(what, name, repository, files)
+    shares = text.get("shares") or [[0, 0], [len(files), 0]]
     wanted: dict[str, int] = {}
-    for partition in range(partitions):
+    for (first, group), (last, end) in itertools.pairwise(shares):
         held = 0
-        for file in found.share(partition, partitions):
-            if held < BYTES_PER_TOKEN * tokens or not shared:
-                wanted[file] = sizes[file]
-                held += sizes[file]
+        for number in range(first, last + (end > 0)):
+            if held < BYTES_PER_TOKEN * tokens:
+                wanted[files[number]] = sizes[files[number]]
+                # Of a file in part it is not known how much is this share's.
+                held += sizes[files[number]] if number > first or not group else 0
     for file in wanted:
         hub.file(what, name, file, repository, "dataset", alternative=LOCAL_TEXT)
-    note = json.dumps({"kind": found.kind, "files": found.files}, indent=1)
+    noted = {**_read_note(text, repository).get("shares", {}), str(partitions): shares}
+    note = json.dumps({"kind": kind, "files": files, "shares": noted}, indent=1)
     hub.put_note(what, _note(text, repository), note)
     return wanted
 
@@ -127,31 +125,45 @@ def _files(text: dict[str, Any], repository: hub.Repository) -> tuple[str, list[
     return kind, files
 
 
-def _fetched(text: dict[str, Any], repository: hub.Repository) -> FetchedText:
-    """What the note says, and what is there of it."""
-    name, what = text["name"], _what(text["name"])
+def _fetched(text: dict[str, Any], repository: hub.Repository) -> Files:
+    """The files that the note says, of which some are here."""
+    name, what, note = text["name"], _what(text["name"]), _read_note(text, repository)
+    if not note:
+        hub.check_answers(what, repository, alternative=LOCAL_TEXT)
+    files, kind = note["files"], note["kind"]
+    there = set(hub.file_names(what, name, repository, "dataset"))
+
+    def rows(number: int) -> Any:
+        if files[number] not in there:
+            raise UnavailableError(
+                f"{repository.unavailable_reason}, and the file {files[number]} of {what} is not on this "
+                f"disk: {_FETCH}"
+            )
+        path = hub.file(what, name, files[number], repository, "dataset")
+        assert path is not None
+        return load_files(kind, [path]).rows(0)
+
+    return Files(len(files), rows, note["shares"])
+
+
+def noted_shares(text: dict[str, Any], noted: dict[str, Any], partitions: int) -> list[list[int]]:
+    """The shares that were noted for so many partitions. Raises UnavailableError where there are none."""
+    if str(partitions) not in noted:
+        raise UnavailableError(
+            f"without the Hub it is not known how {partitions} partitions share {_what(text['name'])}: "
+            f"{_FETCH}"
+        )
+    found: list[list[int]] = noted[str(partitions)]
+    return found
+
+
+def _read_note(text: dict[str, Any], repository: hub.Repository) -> dict[str, Any]:
+    """What was noted of a text; empty where nothing was."""
     try:
         note = json.loads(_note(text, repository).read_bytes())
-        kind, files = note["kind"], note["files"]
-    except (OSError, ValueError, KeyError):
-        hub.check_answers(what, repository, alternative=LOCAL_TEXT)
-        raise
-    here = hub.file_names(what, name, repository, "dataset")
-    paths = {each: hub.file(what, name, each, repository, "dataset") for each in {*here} & {*files}}
-    return FetchedText(kind, files, {each: path for each, path in paths.items() if path})
-
-
-def _count_here(found: FetchedText, share: list[str]) -> int:
-    """How many of a share's first files are on this disk."""
-    return next((at for at, name in enumerate(share) if name not in found.here), len(share))
-
-
-def _absent(text: dict[str, Any], repository: hub.Repository, file: str) -> str:
-    return (
-        f"{repository.unavailable_reason}, and the file {file} of {_what(text['name'])} is not on this disk: "
-        "try again when the Hub can be reached, or bring more of it with neoscope fetch --text and the "
-        "--batches and --partitions of this run"
-    )
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) and {"kind", "files", "shares"} <= note.keys() else {}
 
 
 def _note(text: dict[str, Any], repository: hub.Repository) -> Path:

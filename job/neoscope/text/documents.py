@@ -6,17 +6,23 @@ that can be written down as JSON and gone back to. It does not know tokens.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import itertools
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from neoscope.errors import InputError, UnavailableError, UsageError
+from neoscope.errors import InputError, UsageError
 from neoscope.spec import SAMPLE, RunSpec, TextFile
 from neoscope.text import data_set
 from neoscope.text.data_set import translate_errors
 
+# Of so many files a partition and more, shares are of whole files: they differ by a sixteenth at most.
+WHOLE_FILES = 16
+FILES_AT_A_TIME = 8  # which are opened to count their row groups
 SAMPLE_FILE = Path(__file__).parent / "sample.jsonl"
 KINDS = {
     ".jsonl": "json",
@@ -78,8 +84,16 @@ def check_shares(spec: RunSpec) -> None:
     )
 
 
-def resolve(spec: RunSpec) -> dict[str, Any]:
-    """What the text is, as plain JSON for the claim: the revision for a data set, digests for files."""
+def resolve(spec: RunSpec, paths: list[Path]) -> dict[str, Any]:
+    """What the text is, as plain JSON for the claim: the revision for a data set, digests for files, and
+    how several partitions share it."""
+    text = _resolve(spec)
+    if spec.partitions > 1:
+        text["shares"] = shares(text, paths, spec.partitions)
+    return text
+
+
+def _resolve(spec: RunSpec) -> dict[str, Any]:
     if spec.text:
         files = [dataclasses.asdict(file) for file in spec.text]
         return {"source": "files", "column": spec.text_column, "files": files}
@@ -98,7 +112,10 @@ def resolve(spec: RunSpec) -> dict[str, Any]:
 
 
 class Documents:
-    """One partition's documents in order. `resume_state` and `seek` speak plain JSON."""
+    """One partition's documents in order, with a `resume_state` in plain JSON.
+
+    Where its share begins and ends, `text` says; see `shares`.
+    """
 
     def __init__(
         self,
@@ -106,15 +123,17 @@ class Documents:
         paths: list[Path],
         *,
         partition: int = 0,
-        partitions: int = 1,
         resume_state: dict[str, Any] | None = None,
     ) -> None:
         self._column: str = text["column"]
-        self._name = text.get("name") or ", ".join(file["name"] for file in text["files"])
+        self._name = _name(text)
         self._index = 0
         with translate_errors(self._name):
-            self._share, self._absent = _share(text, paths, partition, partitions)
-            self._begin_file(resume_state["file"] if resume_state else 0)
+            self._files = _open(text, paths)
+            self._opened: tuple[int, Any] = (-1, None)
+            ends = text.get("shares") or [[0, 0], [self._files.count, 0]]
+            self._pieces = self._pieces_between(ends[partition], ends[partition + 1])
+            self._begin_piece(resume_state["piece"] if resume_state else 0)
             # datasets tells the state of the very beginning until the first row after a resumption.
             self._resume_state = resume_state
             if resume_state is not None:
@@ -122,34 +141,47 @@ class Documents:
                 self._rows.load_state_dict(resume_state["state"])
             self._iterator = iter(self._rows)
 
-    def _begin_file(self, number: int) -> None:
-        """Stand at the beginning of one file of the share.
+    def _pieces_between(self, begin: list[int], end: list[int]) -> list[tuple[int, int | None]]:
+        """What a share is read by: whole files, None for the row group, and row groups of files in part."""
+        found: list[tuple[int, int | None]] = []
+        for file in range(begin[0], end[0] + (end[1] > 0)):
+            first = begin[1] if file == begin[0] else 0
+            if first or file == end[0]:
+                stop = end[1] if file == end[0] else self._file(file).num_shards
+                found += [(file, group) for group in range(first, stop)]
+            else:
+                found.append((file, None))
+        return found
 
-        Files are opened one after another, each by its row groups where it is Parquet: read as a
-        whole, pyarrow fetches all of a file in the background while its first rows are used (178 MB
-        for 3 documents, 11 by row groups).
-        """
-        self._file = number
-        self._rows = self._share.shard(num_shards=self._share.num_shards, index=number).reshard()
-        self._iterator = iter(self._rows)
+    def _file(self, number: int) -> Any:
+        """The rows of one file, by its row groups where it is Parquet."""
+        if self._opened[0] != number:
+            self._opened = number, self._files.rows(number)
+        return self._opened[1]
+
+    def _begin_piece(self, number: int) -> None:
+        """Stand at the beginning of one piece of the share. They are opened one after another."""
+        self._piece, (file, group) = number, self._pieces[number]
+        rows = self._file(file)
+        if group is not None:
+            rows = rows.shard(num_shards=rows.num_shards, index=group)
+        self._rows, self._iterator = rows, iter(rows)
 
     def resume_state(self) -> dict[str, Any]:
-        """The state before the next document: the file of the share, `datasets`' own state in it, and
+        """The state before the next document: the piece of the share, `datasets`' own state in it, and
         the number of documents before it."""
-        here = {"index": self._index, "file": self._file, "state": self._rows.state_dict()}
+        here = {"index": self._index, "piece": self._piece, "state": self._rows.state_dict()}
         return self._resume_state or here
 
     def next(self) -> tuple[str, str] | None:
         """The next document as (id, text), None at the end. The id is the row's own, else its number."""
         with translate_errors(self._name):
             row = next(self._iterator, None)
-            while row is None and self._file + 1 < self._share.num_shards:
-                self._begin_file(self._file + 1)
+            while row is None and self._piece + 1 < len(self._pieces):
+                self._begin_piece(self._piece + 1)
                 row = next(self._iterator, None)
         self._resume_state = None
         if row is None:
-            if self._absent:
-                raise UnavailableError(self._absent)
             return None
         text = row.get(self._column)
         if not isinstance(text, str):
@@ -169,29 +201,52 @@ class Documents:
         return name, text
 
 
-def _share(
-    text: dict[str, Any], paths: list[Path], partition: int, partitions: int
-) -> tuple[Any, str | None]:
-    """The partition's share of the text; where the text goes on in a file that is not on this disk, why."""
+def _open(text: dict[str, Any], paths: list[Path]) -> data_set.Files:
     if text["source"] == "dataset":
-        rows, absent, whole = data_set.load(text, partition, partitions)
-        return _part(rows, partition, partitions) if whole else rows, absent
+        return data_set.load(text)
     files = paths if text["source"] == "files" else [SAMPLE_FILE]
     kind = file_kind(files)
-    options = {"sample_by": "document"} if kind == "text" else {}
-    rows = data_set.load_files(kind, files, **options)
-    return _part(rows, partition, partitions), None
+    return data_set.load_files(kind, files, **({"sample_by": "document"} if kind == "text" else {}))
 
 
-def _part(rows: Any, partition: int, partitions: int) -> Any:
-    """The partition's contiguous part of the files, or of the row groups where files are too few."""
-    if rows.num_shards < partitions:
-        rows = rows.reshard()
-    if rows.num_shards < partitions:
-        count = rows.num_shards
-        found = "one file" if count == 1 else f"{count} files or row groups of Parquet"
+def shares(text: dict[str, Any], paths: list[Path], partitions: int) -> list[list[int]]:
+    """Where the share of each partition begins and the last one ends: [file, row group], both from 0.
+
+    Shares are as even as whole files make them where each has many; else by row groups where the files are
+    Parquet. Local files count by their bytes.
+    """
+    with translate_errors(_name(text)):
+        files = _open(text, paths)
+        if files.shares is not None:
+            return data_set.noted_shares(text, files.shares, partitions)
+        groups = [1] * files.count
+        if files.count < WHOLE_FILES * partitions:
+            with ThreadPoolExecutor(FILES_AT_A_TIME) as pool:
+                each = pool.map(lambda number: files.rows(number).num_shards, range(files.count))
+                groups = list(each)
+    pieces = [(file, group) for file in range(files.count) for group in range(groups[file])]
+    if len(pieces) < partitions:
+        found = "one file" if len(pieces) == 1 else f"{len(pieces)} files or row groups of Parquet"
         raise InputError(
-            f"the text is {found}: use --partitions {count}, or for {partitions} partitions give "
+            f"the text is {found}: use --partitions {len(pieces)}, or for {partitions} partitions give "
             f"{partitions} or more --text files"
         )
-    return rows.shard(num_shards=partitions, index=partition)
+    sizes = [file["size"] for file in text.get("files", [])]
+    weights = [sizes[file] / groups[file] if sizes else 1.0 for file, _ in pieces]
+    return [*(list(pieces[at]) for at in _even(weights, partitions)), [files.count, 0]]
+
+
+def _even(weights: list[float], parts: int) -> list[int]:
+    """Where each of so many parts begins, in which the weights are about even and none is without one."""
+    before = [0.0, *itertools.accumulate(weights)]
+    found = [0]
+    for part in range(1, parts):
+        wanted = before[-1] * part / parts
+        at = bisect.bisect_left(before, wanted)
+        at -= wanted - before[at - 1] < before[at] - wanted
+        found.append(min(max(at, found[-1] + 1), len(weights) - (parts - part)))
+    return found
+
+
+def _name(text: dict[str, Any]) -> str:
+    return text.get("name") or ", ".join(file["name"] for file in text["files"])

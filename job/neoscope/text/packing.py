@@ -69,8 +69,10 @@ def batches(
     offset: int = 0,
     first: int = 0,
     source: str = "the text",
+    stop: bool = False,
 ) -> Iterator[Batch]:
-    """Batches of `sequences x positions` tokens until the stream ends; a last incomplete one is an error.
+    """Batches of `sequences x positions` tokens until the stream ends; a last incomplete one is an error, or
+    with `stop` left out.
 
     `stream` stands at the first document, of which `offset` tokens are already used, by `first`
     batches; `source` is what the stream is called. `Batch.resume_state` is
@@ -86,6 +88,8 @@ def batches(
         before = stream.resume_state()
         document = stream.next()
         if document is None:
+            if stop:
+                return
             raise _too_little(source, first, have, size)
         name, text = document
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

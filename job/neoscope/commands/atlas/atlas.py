@@ -14,7 +14,7 @@ from typing import Any
 from neoscope.commands.atlas.layer import BLOCK, LEVELS, ZERO, Source, make_layer
 from neoscope.errors import CheckError, ConflictError, UsageError
 from neoscope.format.claim import check_destination, take_destination
-from neoscope.format.manifest import text_name
+from neoscope.format.manifest import stored_batches, text_name
 from neoscope.format.records import read_claim
 from neoscope.progress import Progress
 from neoscope.reading.dataset import (
@@ -94,7 +94,7 @@ def _open(store: Store, manifest: dict[str, Any], values: bool) -> Source:
         open_statistics_of(store) if "statistics" in manifest else None,
         open_arrays(store),
         vocabulary(store, manifest),
-        DocumentSpans(store, claim),
+        DocumentSpans(store, claim, stored_batches(manifest)),
         claim["spec"]["positions"],
         min(HIGHEST, kept),
         min(LOWEST, kept),

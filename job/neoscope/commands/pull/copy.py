@@ -11,13 +11,13 @@ from typing import TypeVar
 
 from neoscope.commands.pull.source import VerifiedSource
 from neoscope.errors import CheckError
-from neoscope.format.layout import MANIFEST, RECORDS, REPORT
+from neoscope.format.layout import MANIFEST, RECORDS, REPORT, ROLLUPS
 from neoscope.progress import Progress
 from neoscope.reading.inventory import Problem
 from neoscope.storage.store import Store, concurrent_map
 
 T = TypeVar("T")
-LAST = 4  # of the phases in which objects are copied
+LAST = 5  # of the phases in which objects are copied
 # Objects of which many at a time would be gigabytes of memory: a layer's sums by token may have one.
 LARGE, LARGE_AT_A_TIME = 100_000_000, 2
 
@@ -95,7 +95,7 @@ def copy_order(key: str) -> int:
     """What may be there while what comes later is not: a copy that was broken off is no run that
     any reader opens, and no worker takes it for one that is recorded."""
     if key.endswith("/zarr.json"):
-        return 2 if key.count("/") > 1 else 3  # arrays before their group
+        return 3 if key.count("/") > 1 else 4  # arrays before their group
     if key == MANIFEST:
         return LAST
-    return 1 if key.startswith(f"{RECORDS}/") else 0
+    return {RECORDS: 1, ROLLUPS: 2}.get(key.partition("/")[0], 0)

@@ -42,7 +42,7 @@ def pull(
     if form == "zarr" and layers is sequences is neurons is None:
         claim_destination(dest, CLAIM, bytes(origin.read(CLAIM)))
         return pull_run(origin, dest, progress)
-    selection = select(origin.run.claim, layers=layers, sequences=sequences, neurons=neurons)
+    selection = select(origin.run.manifest, layers=layers, sequences=sequences, neurons=neurons)
     said = describe(origin, selection)
     body = json.dumps({**said, "form": form}, indent=2).encode() + b"\n"
     if form == "safetensors":

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from neoscope.errors import UsageError
-from neoscope.format.arrays import ArraySchema, schemas_of
+from neoscope.format.arrays import ArraySchema
 from neoscope.format.layout import TOKEN_IDS, TOKEN_LENGTH
+from neoscope.format.manifest import stored_batches, stored_sequences
 from neoscope.spec import LAYER, number_ranges
 
 Numbers = npt.NDArray[np.int64]
@@ -71,15 +72,15 @@ class Piece:
 
 
 def select(
-    claim: dict[str, Any], *, layers: str | None, sequences: str | None, neurons: str | None
+    manifest: dict[str, Any], *, layers: str | None, sequences: str | None, neurons: str | None
 ) -> Selection:
     """What is asked for as `0,3,6-11`, all where None. UsageError for what the run does not have."""
-    schemas = schemas_of(claim)
-    kept = claim["hook"]["layers"] if claim["spec"]["arrays"] else []
-    width = claim["model"]["neurons"] if kept else 0
+    kept = manifest["hook"]["layers"] if manifest["spec"]["arrays"] else []
+    width = manifest["model"]["neurons"] if kept else 0
+    there = stored_sequences(manifest["spec"], stored_batches(manifest))
     return Selection(
         _numbers("--layers", layers, np.array(kept, dtype=np.int64)),
-        _numbers("--sequences", sequences, np.arange(schemas[TOKEN_IDS].shape[0])),
+        _numbers("--sequences", sequences, np.flatnonzero(there)),
         _numbers("--neurons", neurons, np.arange(width)),
     )
 

@@ -22,7 +22,7 @@ from neoscope.format.layout import VOCABULARY
 from neoscope.format.manifest import read_manifest, text_name
 from neoscope.format.states import kept
 from neoscope.progress import Progress
-from neoscope.reading.dataset import open_arrays, open_statistics_of
+from neoscope.reading.dataset import open_arrays, open_statistics_of, stored_part
 from neoscope.statistics import by_length, drawing
 from neoscope.storage.store import Store
 
@@ -152,7 +152,7 @@ def _strongest(correlation: xr.DataArray) -> list[dict[str, Any]]:
 def _sample(store: Store, median: int) -> list[dict[str, str]]:
     """The first tokens of the run, each with the group it is in."""
     vocabulary = json.loads(store.get(VOCABULARY) or b"{}")["tokens"]
-    first = open_arrays(store).isel(sequence=0).isel(position=slice(SAMPLE_TOKENS))
+    first = stored_part(open_arrays(store)).isel(sequence=0).isel(position=slice(SAMPLE_TOKENS))
     signs = np.sign(first.token_length.values.astype(int) - median)
     names = {-1: "shorter", 0: "equal", 1: "longer"}
     return [
