@@ -30,7 +30,7 @@ from neoscope.format import sealed_json
 from neoscope.format.arrays import array_schemas, schemas_of
 from neoscope.format.chunks import CHECKSUM_BYTES, bytes_digest
 from neoscope.format.claim import put_claim
-from neoscope.format.layout import ACTIVATIONS, rollup_key, state_key
+from neoscope.format.layout import ACTIVATIONS, rollup_key, state_keys
 from neoscope.format.records import record_counts
 from neoscope.format.rollups import RollUp
 from neoscope.spec import make_spec
@@ -130,7 +130,7 @@ def put_run(store: Store, batches: int, *, arrays: bool) -> int:
     states = {"statistics": cells(tokens), "neurons": neurons(tokens)}
     size, entries = 0, {}
     for name, body in states.items():  # those of all partitions are the same, and one object
-        key = state_key(name, 0, batches)
+        (key,) = state_keys(name, 0, batches, ())
         store.create(key, body)
         entries[name] = {"key": key, "size": len(body), "digest": bytes_digest(body)}
     for partition in range(PARTITIONS):

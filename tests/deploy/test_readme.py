@@ -146,6 +146,8 @@ def run(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     words = ["--model", small_model, "--text", text, "--separator", "eos"]
     done = invoke("run", folder / "run", *words, "--sequences", 16, "--positions", 64)
     assert done.code == 0, done.err
+    made = invoke("neuron-records", folder / "run", folder / "records", "--neurons", "37")
+    assert made.code == 0, made.err
     return str(folder / "run")
 
 
@@ -155,6 +157,7 @@ def execute(code: str, run: str) -> tuple[dict[str, Any], str]:
     matplotlib.use("Agg")
     with redirect_stdout(StringIO()) as out, warnings.catch_warnings():
         warnings.simplefilter("error")
+        code = code.replace("file:///home/me/records", f"file://{Path(run).parent}/records")
         exec(code.replace("s3://neoscope/local", run).replace('"run/', f'"{run}/'), names)
     return names, out.getvalue()
 

@@ -135,3 +135,16 @@ def test_fewer_sequences_than_contexts(small_model: Path, tmp_path: Path) -> Non
     record = load(dest, 0, 0)
     assert 0 < len(record.most_positive_activation_records) <= kept
     assert math.isfinite(record.max_activation)
+
+
+def test_sequences_that_a_run_lacks_are_in_no_record(small_model: Path, tmp_path: Path) -> None:
+    run, dest = tmp_path / "run", tmp_path / "records"
+    text = tmp_path / "text.txt"
+    text.write_text("A short text that fills one batch and no more. " * 20)
+    made = ["--model", small_model, "--text", text, "--sequences", 2, "--positions", 24]
+    done = invoke("run", run, *made, "--batches", 40, "--text-end", "stop")
+    assert done.code == 0, done.err
+    assert invoke("neuron-records", run, dest, "--layers", "0", "--neurons", "0").code == 0
+    texts = {"".join(each.tokens) for each in load(dest, 0, 0).random_sample}
+    whole = "".join(open_run(str(run)).token_text.values.reshape(-1).tolist())
+    assert texts and all(text in whole for text in texts)

@@ -230,7 +230,7 @@ def test_weights_that_do_not_fit_are_one_line(
 ) -> None:
     properties: Any = SimpleNamespace(total_memory=total)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: properties)
-    monkeypatch.setattr(loading, "_pretrained_model", by_torch)
+    monkeypatch.setattr(loading, "_bare_model", by_torch)
     done = invoke("run", tmp_path / "run", *small_run)
     assert done.code == code
     assert re.search(told, done.err.splitlines()[-1])

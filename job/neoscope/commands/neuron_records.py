@@ -19,7 +19,7 @@ from neoscope.commands.neuron import number
 from neoscope.commands.pull.selection import Numbers, select
 from neoscope.errors import CheckError, ConflictError, InputError
 from neoscope.format.claim import check_destination, take_destination
-from neoscope.format.layout import TOKEN_IDS, TOKEN_LENGTH
+from neoscope.format.layout import STORED, TOKEN_IDS, TOKEN_LENGTH
 from neoscope.format.records import read_claim
 from neoscope.progress import Progress
 from neoscope.reading.dataset import open_arrays, open_neurons_of, vocabulary
@@ -51,7 +51,7 @@ def write_neuron_records(
             f"the run at {source.url} has no arrays, and a neuron record has the value at every token of its "
             "passages: run it without --no-arrays, or use neoscope atlas"
         )
-    chosen = select(claim, layers=layers, sequences=None, neurons=neurons)
+    chosen = select(manifest, layers=layers, sequences=None, neurons=neurons)
     known, arrays = open_neurons_of(source), open_arrays(source)
     strings = vocabulary(source, manifest)
     said = {"neuron_records_of": manifest["content_digest"], **chosen.to_json()}
@@ -93,7 +93,7 @@ def _records(
     positions = known.attrs["positions"]
     mine = known.sel(layer=layer).isel(neuron=neurons).load()
     highest = by_neuron.contexts(mine).token.values
-    ordinary = (arrays[TOKEN_LENGTH].values > 0).reshape(-1)
+    ordinary = _ordinary(arrays)
     drawn = _draw(np.flatnonzero(ordinary), layer, neurons, highest.shape[1])
     tokens = np.concatenate([highest, drawn], axis=1)
     begin = tokens - tokens % positions % TOKENS
@@ -141,6 +141,14 @@ def _records(
             "kurtosis": number(of["kurtosis"]),
             "most_positive_activation_records": passages(row, range(kept)),
         }
+
+
+def _ordinary(arrays: xr.Dataset) -> npt.NDArray[np.bool_]:
+    """Which of all tokens, flattened, are there and not special."""
+    lengths = arrays[TOKEN_LENGTH].values
+    there = arrays[STORED].values[:, None] if STORED in arrays.coords else True
+    ordinary: npt.NDArray[np.bool_] = ((lengths > 0) & there).reshape(-1)
+    return ordinary
 
 
 def _draw(

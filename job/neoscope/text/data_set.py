@@ -37,12 +37,12 @@ _FETCH = (
 @dataclasses.dataclass(frozen=True)
 class Files:
     """The files of a text in order: how many, and the rows of one by its number, streamed, a shard for each
-    row group where it is Parquet. `shares` of them by the number of partitions are what was noted when they
-    were fetched; None where all of them can be opened."""
+    row group where it is Parquet. `shares` gives what was noted of them when they were fetched for so many
+    partitions; None where all of them can be opened."""
 
     count: int
     rows: Callable[[int], Any]
-    shares: dict[str, list[list[int]]] | None = None
+    shares: Callable[[int], list[list[int]]] | None = None
 
 
 def find(name: str, revision: str | None) -> hub.Repository:
@@ -133,28 +133,25 @@ def _fetched(text: dict[str, Any], repository: hub.Repository) -> Files:
     files, kind = note["files"], note["kind"]
     there = set(hub.file_names(what, name, repository, "dataset"))
 
+    def absent(part: str) -> UnavailableError:
+        return UnavailableError(
+            f"{repository.unavailable_reason}, and {part} {what} is not on this disk: {_FETCH}"
+        )
+
+    def shares(partitions: int) -> list[list[int]]:
+        if str(partitions) not in note["shares"]:
+            raise absent(f"how {partitions} partitions share")
+        found: list[list[int]] = note["shares"][str(partitions)]
+        return found
+
     def rows(number: int) -> Any:
         if files[number] not in there:
-            raise UnavailableError(
-                f"{repository.unavailable_reason}, and the file {files[number]} of {what} is not on this "
-                f"disk: {_FETCH}"
-            )
+            raise absent(f"the file {files[number]} of")
         path = hub.file(what, name, files[number], repository, "dataset")
         assert path is not None
         return load_files(kind, [path]).rows(0)
 
-    return Files(len(files), rows, note["shares"])
-
-
-def noted_shares(text: dict[str, Any], noted: dict[str, Any], partitions: int) -> list[list[int]]:
-    """The shares that were noted for so many partitions. Raises UnavailableError where there are none."""
-    if str(partitions) not in noted:
-        raise UnavailableError(
-            f"without the Hub it is not known how {partitions} partitions share {_what(text['name'])}: "
-            f"{_FETCH}"
-        )
-    found: list[list[int]] = noted[str(partitions)]
-    return found
+    return Files(len(files), rows, shares)
 
 
 def _read_note(text: dict[str, Any], repository: hub.Repository) -> dict[str, Any]:

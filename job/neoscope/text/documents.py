@@ -217,8 +217,8 @@ def shares(text: dict[str, Any], paths: list[Path], partitions: int) -> list[lis
     """
     with translate_errors(_name(text)):
         files = _open(text, paths)
-        if files.shares is not None:
-            return data_set.noted_shares(text, files.shares, partitions)
+        if files.shares:
+            return files.shares(partitions)
         groups = [1] * files.count
         if files.count < WHOLE_FILES * partitions:
             with ThreadPoolExecutor(FILES_AT_A_TIME) as pool:
