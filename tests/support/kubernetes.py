@@ -166,6 +166,8 @@ def namespaced() -> Iterator[Cluster]:
         cluster.kubectl("label", "namespace", cluster.namespace, *labels)
         yield cluster
     finally:
+        # Before the namespace: there it would replace the pods that are taken away first, and fail, for long.
+        cluster.kubectl("delete", "jobs", "--all", "--cascade=foreground")
         cluster.kubectl("delete", "namespace", cluster.namespace)
 
 
