@@ -72,7 +72,8 @@ def put_claim(store: Store, spec: RunSpec, resolved: dict[str, Any]) -> dict[str
             raise UnavailableError(f"{store.url}/{CLAIM} vanished while it was read")
         return claim
     try:
-        store.create(CLAIM, body)
+        # Not the same bytes: as those, a put that was answered and not kept would seem to be put over them.
+        store.create(CLAIM, body + b"\n")
     except FileExistsError:
         return sealed_json.load("run", body, CLAIM)
     store.delete([CLAIM])
