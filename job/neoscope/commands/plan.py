@@ -25,7 +25,8 @@ from neoscope.spec import LAYER, RunSpec
 from neoscope.storage.store import PAGE
 
 # Python with everything imported and a text open, before a model is there: GPT-Neo 125M's run of
-# 16 x 512 tokens peaks at 2.20 GB, of which the rest below is 1.07 GB.
+# 16 x 512 tokens peaks at 2.20 GB with transformers' model, of which the rest below is 1.07 GB. With its
+# bare modules it peaks at 1.90; other models and `--forward reference` have none.
 PROCESS_BYTES = 1_130_000_000
 CUDA_BYTES = 500_000_000  # a context and its kernels, on the device
 # Lengths of tokens that a text has, counted twice where a sequence begins with one: 21 in 8192 tokens.
