@@ -17,10 +17,9 @@ import xarray as xr
 
 from neoscope.commands.neuron import number
 from neoscope.commands.pull.selection import Numbers, select
-from neoscope.errors import CheckError, ConflictError, InputError
-from neoscope.format.claim import check_destination, take_destination
+from neoscope.errors import InputError
+from neoscope.format.claim import claim_destination
 from neoscope.format.layout import STORED, TOKEN_IDS, TOKEN_LENGTH
-from neoscope.format.records import read_claim
 from neoscope.progress import Progress
 from neoscope.reading.dataset import open_arrays, open_neurons_of, vocabulary
 from neoscope.reading.status import committed
@@ -43,10 +42,8 @@ def write_neuron_records(
     InputError where the run is not committed or has no arrays or no statistics by neuron, UsageError for
     numbers that it does not have, ConflictError where `dest` holds anything else.
     """
-    manifest, claim = committed(source), read_claim(source)
-    if claim is None:
-        raise CheckError(f"{source.url} was deleted while it was read")
-    if not claim["spec"]["arrays"]:
+    manifest = committed(source)
+    if not manifest["spec"]["arrays"]:
         raise InputError(
             f"the run at {source.url} has no arrays, and a neuron record has the value at every token of its "
             "passages: run it without --no-arrays, or use neoscope atlas"
@@ -55,13 +52,9 @@ def write_neuron_records(
     known, arrays = open_neurons_of(source), open_arrays(source)
     strings = vocabulary(source, manifest)
     said = {"neuron_records_of": manifest["content_digest"], **chosen.to_json()}
-    body = json.dumps(said).encode()
-    check_destination(dest, CLAIM)
-    if take_destination(dest, CLAIM, body) != body:
-        raise ConflictError(
-            f"{dest.url} holds records of another run, or of other neurons: give an empty destination"
-        )
-    progress.begin("writing", len(chosen.layers) * len(chosen.neurons), "neurons")
+    claim_destination(dest, CLAIM, json.dumps(said).encode())
+    count = len(chosen.layers) * len(chosen.neurons)
+    progress.begin("writing", count, "neurons")
     for layer in chosen.layers.tolist():
 
         def put(record: dict[str, Any]) -> None:
@@ -73,7 +66,6 @@ def write_neuron_records(
         for _ in concurrent_map(put, _records(known, arrays, strings, layer, chosen.neurons)):
             progress.advance(f"layer {layer}")
     progress.end()
-    count = len(chosen.layers) * len(chosen.neurons)
     return f"{dest.url} holds the records of {count:,} neurons, as neuron_explainer loads them"
 
 

@@ -7,6 +7,7 @@ there afterwards.
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -14,7 +15,7 @@ from neoscope.errors import ConflictError, InputError, UnavailableError
 from neoscope.format import sealed_json
 from neoscope.format.layout import CLAIM
 from neoscope.format.records import read_claim
-from neoscope.spec import RunSpec
+from neoscope.spec import RunSpec, differing_fields
 from neoscope.storage.store import Store
 
 # Names of files and folders that nobody put there on purpose.
@@ -56,6 +57,22 @@ def take_destination(store: Store, key: str, body: bytes) -> bytes:
     if there is None:
         raise UnavailableError(f"{store.url}/{key} vanished while it was read")
     return there
+
+
+def claim_destination(store: Store, key: str, body: bytes) -> None:
+    """Put JSON that says what a destination is for under `key`, first of all there. What is there already
+    must be the same, so that a later start finishes it: ConflictError where it is anything else."""
+    check_destination(store, key)
+    there = take_destination(store, key, body)
+    if there == body:
+        return
+    try:
+        found = "; ".join(differing_fields(json.loads(body), json.loads(there)))[:500]
+    except ValueError:
+        found = f"{key} is damaged"
+    raise ConflictError(
+        f"{store.url} holds something else already: {found}; give an empty destination"
+    )
 
 
 def put_claim(store: Store, spec: RunSpec, resolved: dict[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from importlib import resources
 from typing import Any
 
 from neoscope.commands.atlas.layer import BLOCK, LEVELS, ZERO, Source, make_layer
-from neoscope.errors import CheckError, ConflictError, UsageError
-from neoscope.format.claim import check_destination, take_destination
+from neoscope.errors import CheckError, UsageError
+from neoscope.format.claim import claim_destination
 from neoscope.format.manifest import stored_batches, text_name
 from neoscope.format.records import read_claim
 from neoscope.progress import Progress
@@ -55,9 +55,8 @@ def write_atlas(
     manifest = committed(source)
     opened = _open(source, manifest, values)
     chosen = _chosen(layers, opened.neurons.layer.values.tolist())
-    _claim(
-        dest, {"atlas_of": manifest["content_digest"], "layers": chosen, "values": opened.values}
-    )
+    said = {"atlas_of": manifest["content_digest"], "layers": chosen, "values": opened.values}
+    claim_destination(dest, CLAIM, json.dumps(said).encode())
     progress.begin("writing", len(chosen), "layers")
     objects = 0
     for number in chosen:
@@ -110,17 +109,6 @@ def _chosen(layers: str | None, there: list[int]) -> list[int]:
     if unknown:
         raise UsageError(f"--layers {layers}: the run has no layer {unknown[0]}; it has {there}")
     return wanted
-
-
-def _claim(dest: Store, content: dict[str, Any]) -> None:
-    """Take the destination. An atlas of the same run is written over, with the same; anything else is a
-    ConflictError."""
-    body = json.dumps(content).encode()
-    check_destination(dest, CLAIM)
-    if take_destination(dest, CLAIM, body) != body:
-        raise ConflictError(
-            f"{dest.url} holds another atlas, of another run or of other layers: give an empty destination"
-        )
 
 
 def _run(

@@ -12,11 +12,10 @@ from typing import Any
 from neoscope.commands.pull.copy import pull_run
 from neoscope.commands.pull.selection import Selection, select
 from neoscope.commands.pull.source import VerifiedSource, open_verified_source
-from neoscope.errors import ConflictError, UsageError
-from neoscope.format.claim import check_destination, take_destination
+from neoscope.errors import UsageError
+from neoscope.format.claim import claim_destination
 from neoscope.format.layout import CLAIM, SELECTION
 from neoscope.progress import Progress
-from neoscope.spec import differing_fields
 from neoscope.storage.store import Store
 
 
@@ -63,18 +62,3 @@ def describe(origin: VerifiedSource, selection: Selection) -> dict[str, Any]:
         "selection_content_digest": origin.run.manifest["content_digest"],
         **selection.to_json(),
     }
-
-
-def claim_destination(dest: Store, key: str, body: bytes) -> None:
-    """Put `body` first of all at the destination. ConflictError where there is something else already."""
-    check_destination(dest, key)
-    there = take_destination(dest, key, body)
-    if there == body:
-        return
-    try:
-        found = "; ".join(differing_fields(json.loads(body), json.loads(there)))[:500]
-    except ValueError:
-        found = f"{key} is damaged"
-    raise ConflictError(
-        f"{dest.url} holds something else already: {found}; give an empty destination"
-    )
