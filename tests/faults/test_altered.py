@@ -77,6 +77,25 @@ def test_a_run_is_never_committed_wrong(
     tell(f"{fault}, of all bodies or of documents, {way}", count, f"{number} runs, all identical")
 
 
+def test_a_second_claim_that_is_answered_and_not_kept_is_not_one_put_over(
+    forks: Forks, arguments: list[str], undisturbed: Undisturbed, endpoint: str, new_url: NewUrl
+) -> None:
+    puts = Counter[str]()
+
+    def plan(request: Request) -> str | None:
+        claim = request.method == "PUT" and request.key.endswith("run.json")
+        puts["claim"] += claim
+        # The first has a wrong checksum and is refused, the second is kept.
+        return "swallow" if claim and puts["claim"] == 3 else None
+
+    place = new_url()
+    with proxied(endpoint, plan) as proxy:
+        ended = forks.run("run", place, *arguments, "--endpoint-url", proxy.endpoint)
+        assert proxy.faults["swallow"] == 1
+    assert ended.code == 0, ended.err
+    assert differences(content(place), undisturbed.content) == []
+
+
 def test_what_is_altered_every_time_ends_the_run_and_commits_nothing(
     forks: Forks, arguments: list[str], endpoint: str, new_url: NewUrl, tell: Tell
 ) -> None:

@@ -20,16 +20,20 @@ from neuron_explainer.activations.activations import (
 
 from neoscope import contexts, open_neurons, open_run
 from support.command import invoke
-from support.making import arguments
+from support.making import arguments, sample
 from support.places import listing
 
 
 @pytest.fixture(scope="module")
 def url(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     url = tmp_path_factory.mktemp("records") / "run"
-    # 96 positions: a block of 64 and the rest.
-    made = arguments(tiny_model, batches=8, sequences=2, positions=96)
-    assert invoke("run", url, *made, "--contexts", 8).code == 0
+    # Short documents with special tokens between them; 96 positions: a block of 64 and the rest.
+    text = url.parent / "short.jsonl"
+    words = [each for document in sample() for each in document["text"].split(". ")]
+    text.write_text("".join(json.dumps({"text": each}) + "\n" for each in words), "utf-8")
+    made = ["--model", tiny_model, "--text", text, "--separator", "eos", "--batches", 8]
+    done = invoke("run", url, *made, "--sequences", 2, "--positions", 96, "--contexts", 8)
+    assert done.code == 0, done.err
     return str(url)
 
 
@@ -60,7 +64,7 @@ def test_the_highest_passages_are_those_of_the_run(
     values = run[f"MLP_{layer}"].sel(neuron=neuron).values
     strings, special = run.token_text.values, run.token_length.values == 0
     assert (record.neuron_id.layer_index, record.neuron_id.neuron_index) == (layer, neuron)
-    expected = contexts(url, layer, neuron, count=8)
+    expected, cut = contexts(url, layer, neuron, count=8), 0
     for passage, mine in zip(expected, record.most_positive_activation_records, strict=True):
         row, begin = passage.sequence, passage.position // 64 * 64
         end = min(begin + 64, 96)
@@ -70,6 +74,8 @@ def test_the_highest_passages_are_those_of_the_run(
         assert mine.tokens == strings[row, first:last].tolist()
         assert mine.activations == values[row, first:last].tolist()
         assert passage.value in mine.activations
+        cut += last - first < end - begin
+    assert cut, "no passage ends at a special token"
     assert record.max_activation == values[~special].max()
     assert (
         calculate_max_activation(record.most_positive_activation_records) == record.max_activation
