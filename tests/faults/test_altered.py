@@ -12,6 +12,7 @@ from faults.conftest import NewUrl, Tell, Undisturbed, times
 from faults.content import content, differences
 from faults.forks import Forks
 from faults.proxy import Plan, Request, proxied
+from neoscope.storage.store import READS
 
 # A store that does not know the checksum takes a wrong one: MinIO, asked by a header of another name.
 UNKNOWN_HEADER = """
@@ -27,13 +28,21 @@ WAYS = {"checksum": "", "ETag": UNKNOWN_HEADER, "read back": NO_MD5}
 
 
 def altering(share: float, seed: int, faults: dict[str, str], suffixes: tuple[str, ...]) -> Plan:
-    """One of the faults of its method for a share of all requests of objects with these endings."""
-    chance = random.Random(seed)
+    """One of the faults of its method for a share of all requests of objects with these endings.
+
+    What is read is not spoiled as often as it is read before it is believed.
+    """
+    chance, read = random.Random(seed), Counter[str]()
 
     def plan(request: Request) -> str | None:
         fault = faults.get(request.method)
         named = request.query == "" and request.key.endswith(suffixes)
-        return fault if fault and named and chance.random() < share else None
+        if not (fault and named and chance.random() < share):
+            return None
+        if request.method == "GET":
+            read[request.key] += 1
+            return fault if read[request.key] < READS else None
+        return fault
 
     return plan
 

@@ -89,6 +89,34 @@ def test_of_many_who_create_at_once_one_succeeds(store: Store) -> None:
     assert store.get("a.json") == str(won[0]).encode()
 
 
+@pytest.mark.parametrize("what", ["put over", "deleted"])
+def test_what_another_does_to_an_object_just_created_is_told_from_a_fault(
+    store: Store, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """It happens between the look at the object's tag and the reading back of its body."""
+    monkeypatch.setattr("neoscope.storage.store.is_md5", lambda tag, body: False)
+    monkeypatch.setattr("neoscope.storage.integrity.HEADER", "x-neoscope-unknown")
+    look_up, looked = Store._look_up, list[str]()
+
+    def look_up_early(self: Store, key: str) -> tuple[int, str | None]:
+        found = look_up(self, key)
+        looked.append(key)
+        if len(looked) == 1 and what == "put over":
+            store.put(key, b"theirs")
+        elif len(looked) == 1:
+            store.delete([key])
+        return found
+
+    monkeypatch.setattr(Store, "_look_up", look_up_early)
+    if what == "put over":
+        with pytest.raises(FileExistsError):
+            store.create("a", b"ours")
+        assert store.get("a") == b"theirs"
+    else:
+        store.create("a", b"ours")
+        assert store.get("a") == b"ours"
+
+
 def test_an_empty_and_a_large_object_keep_their_bytes(store: Store) -> None:
     large = bytes(range(256)) * 40_000  # above the 5 MB at which clients like to split
     store.put("empty", b"")
@@ -318,14 +346,15 @@ def test_signed_bodies_are_taken_too(s3_url: str) -> None:
 # Faults on the way
 
 
-Fault = int | Literal["lost", "stalled", "cut"]
+Fault = int | Literal["lost", "stalled", "cut", "put over"]
 
 
 class Proxy:
     """An HTTP proxy before MinIO that answers some requests in its stead.
 
     `fault` is asked for each request: a status to answer with, "lost" to do what is asked and then
-    answer 500, "stalled" to answer late, "cut" to close the connection, None to pass it on.
+    answer 500, "stalled" to answer late, "cut" to close the connection, "put over" to put the body whatever
+    is there, None to pass it on.
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -352,6 +381,11 @@ def handler(proxy: Proxy, behind: str) -> type[BaseHTTPRequestHandler]:
             if fault == "stalled":
                 proxy.ending.wait(60)
                 self.close_connection = True
+                return
+            if fault == "put over":
+                bucket, _, key = self.path.lstrip("/").partition("/")
+                put = boto3.Session().client("s3").put_object(Bucket=bucket, Key=key, Body=body)
+                self.reply(200, {"ETag": put["ETag"]}, b"")
                 return
             if isinstance(fault, int):
                 tag = {"ETag": '"0"'}
@@ -493,16 +527,16 @@ def test_a_denied_operation_names_its_permission(s3_url: str, proxy: Proxy) -> N
 def test_a_store_that_puts_over_in_spite_of_the_condition_is_refused(
     s3_url: str, proxy: Proxy, small_run: list[str]
 ) -> None:
-    """The second put of the claim must be refused; here the proxy says that it was taken."""
+    """The second put of the claim must be refused; here the proxy puts it over the first."""
     puts: list[str] = []
 
-    def take_all(method: str, path: str) -> Fault | None:
+    def put_over(method: str, path: str) -> Fault | None:
         if method == "PUT" and path.endswith("run.json"):
             puts.append(path)
-            return 200 if len(puts) > 2 else None  # the first has a wrong checksum
+            return "put over" if len(puts) > 2 else None  # the first has a wrong checksum
         return None
 
-    proxy.fault = take_all
+    proxy.fault = put_over
     done = invoke("run", s3_url, *small_run, "--endpoint-url", proxy.endpoint)
     assert done.code == 4
     assert "If-None-Match" in done.err

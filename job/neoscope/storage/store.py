@@ -144,20 +144,24 @@ class Store:
                     lambda _: len(body),
                 )
                 size, tag = self._look_up(key)
+                if size == len(body) and tag == put and (checked or is_md5(tag, body)):
+                    return tag
+                back = self.read(key, functools.partial(same, body))
+                if back is None:
+                    raise FileNotFoundError(key)
             except AlteredError:
                 reason = "was altered on its way to the store, which has refused it"
                 continue
             except FileNotFoundError:
                 reason, mode = "was put and is not there", "create" if mode != "overwrite" else mode
                 continue
-            if size == len(body) and tag == put and (checked or is_md5(tag, body)):
-                return tag
-            back = self.read(key, functools.partial(same, body))
-            if back is not None and same(back, body):
+            if same(back, body):
                 return tag
             reason = "is not there as it was put"
             if mode != "overwrite":
-                if tag != put:  # another has put it since
+                # Another has put it since; in a folder perhaps after its tag was looked up, where a bucket
+                # refuses the put below.
+                if tag != put or self.is_local:
                     raise FileExistsError(key)
                 mode = {"e_tag": tag or ""}  # over ours, and nothing else
         raise UnavailableError(
