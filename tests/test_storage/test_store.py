@@ -346,7 +346,7 @@ def test_signed_bodies_are_taken_too(s3_url: str) -> None:
 # Faults on the way
 
 
-Fault = int | Literal["lost", "stalled", "cut", "put over"]
+Fault = int | Literal["lost", "stalled", "cut", "put over", "IncompleteBody", "RequestTimeout"]
 
 
 class Proxy:
@@ -354,7 +354,7 @@ class Proxy:
 
     `fault` is asked for each request: a status to answer with, "lost" to do what is asked and then
     answer 500, "stalled" to answer late, "cut" to close the connection, "put over" to put the body whatever
-    is there, None to pass it on.
+    is there, a code of S3's to refuse with, None to pass it on.
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -386,6 +386,10 @@ def handler(proxy: Proxy, behind: str) -> type[BaseHTTPRequestHandler]:
                 bucket, _, key = self.path.lstrip("/").partition("/")
                 put = boto3.Session().client("s3").put_object(Bucket=bucket, Key=key, Body=body)
                 self.reply(200, {"ETag": put["ETag"]}, b"")
+                return
+            if fault in ("IncompleteBody", "RequestTimeout"):
+                error = f"<Error><Code>{fault}</Code><Message>of the proxy</Message></Error>"
+                self.reply(400, {}, error.encode())
                 return
             if isinstance(fault, int):
                 tag = {"ETag": '"0"'}
@@ -456,7 +460,7 @@ def first(count: int, fault: Fault, method: str = "PUT") -> Callable[[str, str],
     return choose
 
 
-@pytest.mark.parametrize("fault", [429, 500, 503, "cut"])
+@pytest.mark.parametrize("fault", [429, 500, 503, "cut", "IncompleteBody", "RequestTimeout"])
 def test_a_fault_that_passes_is_outlived(s3_url: str, proxy: Proxy, fault: Fault) -> None:
     store = open_store(s3_url, endpoint_url=proxy.endpoint, write=True)
     store.put("first", b"x")
@@ -493,7 +497,7 @@ def test_a_put_that_timed_out_is_put_again(
     assert sum(asked.startswith("PUT") for asked in proxy.asked) == 2
 
 
-@pytest.mark.parametrize("fault", [429, 503, "cut"])
+@pytest.mark.parametrize("fault", [429, 503, "cut", "IncompleteBody"])
 def test_a_fault_that_stays_says_to_try_again_later(
     s3_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:

@@ -25,6 +25,8 @@ T = TypeVar("T")
 TRIES_AFTER_TIMEOUT = 4
 CLEARED_AT_MOST = 4  # times that another worker takes a put's temporary file for one left behind
 NO_BUCKET = "NoSuchBucket"
+# What is answered with 400, not 5xx, where a body has not arrived whole or in time.
+NOT_ARRIVED = re.compile("<Code>(IncompleteBody|RequestTimeout)</Code>")
 DENIED = re.compile(r"status code: 403|code: AccessDenied")
 PROVIDER = "External AWS credential provider: "  # as obstore names what neoscope hands it
 SAID = re.compile(r"<Code>([^<]*)</Code>\s*<Message>([^<]*)</Message>")
@@ -97,7 +99,8 @@ class Requests:
         raise AssertionError("unreachable")
 
     def _repeats(self, fault: str, attempt: int, started: float, seconds: float) -> bool:
-        if "HTTP error" not in fault:  # the store answered, and obstore has done what can be done
+        # Of most that the store answers obstore has repeated what can be repeated.
+        if "HTTP error" not in fault and not NOT_ARRIVED.search(fault):
             return False
         if "kind: Timeout" in fault:
             self.limit.timed_out(started)
