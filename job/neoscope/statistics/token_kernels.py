@@ -9,14 +9,13 @@ from two threads.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from neoscope.statistics.compiling import compiled
 
-@numba.njit(
-    "void(f4[:,::1], i8[::1], i8[::1], f8[:,::1], f8[:,::1], f8[:,::1], i8, i8)", nogil=True
-)
+
+@compiled("void(f4[:,::1], i8[::1], i8[::1], f8[:,::1], f8[:,::1], f8[:,::1], i8, i8)")
 def add_rows(
     rows: npt.NDArray[np.float32],
     cells: npt.NDArray[np.int64],
