@@ -1,11 +1,15 @@
 """The loop, verify, status and a restart over a network: 15 ms each way and 80 MB/s a connection.
 
-    python tests/benchmarks/network.py [BATCHES] [ROUNDS]
+    python tests/benchmarks/network.py [--batches 4] [--sequences 4] [--rate 80] [--rounds 3] [--only loop|runs]
 
 toxiproxy stands before a MinIO on this machine. A stand-in for the device gives the layers of 4 x 512
-tokens of a model of GPT-Neo 125M's shape at no cost, so that the rate is that of storing. It is compared
-with plain puts of objects of the same sizes by obstore, at the number of connections that is best, and
-`verify` with plain gets. Then `status` and a restart of a finished run of 64 partitions.
+tokens of a model of GPT-Neo 125M's shape at no cost, so that the rate is that of storing: from the first
+layer to the end of the loop, when all is stored, read back and recorded, and to the end of the run. It is
+compared with plain puts of objects of the same sizes by obstore, at the number of connections that is best,
+and `verify` with plain gets. Beside each rate stands how idle the machine was, which client, link and server
+share: where that is nearly nothing its processors are the limit and not the link; a lower --rate makes it
+the link. Then `status` and a restart of a finished run of 64 partitions, and a whole run of 125M weights over
+the link and over loopback, in turn.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import click
 import numpy as np
 import obstore
 import torch
@@ -36,7 +41,7 @@ from obstore.store import S3Store
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from neoscope.commands.verify import verify
-from neoscope.pipeline import loop
+from neoscope.pipeline import loop, partition
 from neoscope.pipeline.run import start
 from neoscope.progress import Progress
 from neoscope.storage.store import open_store
@@ -52,13 +57,13 @@ from support import programs
 
 LATENCY_MS, RATE_KB = 15, 80_000
 CONNECTIONS = (4, 8, 16, 32)
-LAYERS, NEURONS, SEQUENCES, POSITIONS = 12, 3072, 4, 512
+LAYERS, NEURONS, POSITIONS = 12, 3072, 512
 PARTITIONS = 64
 LEFT_OUT = {"sign_payload": False, "connections": None}
 
 
 @contextmanager
-def link(endpoint: str) -> Iterator[str]:
+def link(endpoint: str, rate_kb: int = RATE_KB) -> Iterator[str]:
     """The address of a link to `endpoint`."""
     control, listen = (f"127.0.0.1:{minio._free_port()}" for _ in range(2))
     host, port = control.split(":")
@@ -76,7 +81,7 @@ def link(endpoint: str) -> Iterator[str]:
             ask(control, "/proxies", {"name": "link", "listen": listen, "upstream": upstream})
             for stream, (kind, key, value) in itertools.product(
                 ("upstream", "downstream"),
-                (("latency", "latency", LATENCY_MS), ("bandwidth", "rate", RATE_KB)),
+                (("latency", "latency", LATENCY_MS), ("bandwidth", "rate", rate_kb)),
             ):
                 toxic = {"type": kind, "stream": stream, "attributes": {key: value}}
                 ask(control, "/proxies/link/toxics", toxic)
@@ -102,15 +107,34 @@ def answers_at(url: str) -> bool:
     return True
 
 
+class Idle:
+    """How idle all processors have been since it was made."""
+
+    def __init__(self) -> None:
+        self._then = self._spent()
+
+    def share(self) -> float:
+        idle, total = (now - then for now, then in zip(self._spent(), self._then, strict=True))
+        return idle / max(1, total)
+
+    @staticmethod
+    def _spent() -> tuple[int, int]:
+        with Path("/proc/stat").open() as file:
+            ticks = [int(word) for word in file.readline().split()[1:]]
+        return ticks[3] + ticks[4], sum(ticks)
+
+
 class Device:
     """A stand-in for the device: it has every layer ready, and says when it was first asked."""
 
-    def __init__(self) -> None:
-        self.layers = torch.randn(LAYERS, SEQUENCES, POSITIONS, NEURONS)
+    def __init__(self, sequences: int) -> None:
+        self.layers = torch.randn(LAYERS, sequences, POSITIONS, NEURONS)
         self.began = 0.0
+        self.idle = Idle()
 
     def stream(self, _model: Any, _ids: Any, consumers: list[Any], **_: Any) -> None:
-        self.began = self.began or time.perf_counter()
+        if not self.began:
+            self.began, self.idle = time.perf_counter(), Idle()
         for number in range(LAYERS):
             for take in consumers:
                 take(f"MLP_{number}", self.layers[number])
@@ -152,58 +176,98 @@ def get(backend: S3Store, item: tuple[str, int]) -> None:
 
 
 def at_once(count: int, work: Callable[[tuple[str, int]], object], sizes: dict[str, int]) -> float:
-    """MB/s of work on every object, so many at a time."""
+    """Seconds of work on every object, so many at a time."""
     began = time.perf_counter()
     with ThreadPoolExecutor(count) as pool:
         for _ in pool.map(work, sizes.items()):
             pass
-    return sum(sizes.values()) / (time.perf_counter() - began) / 1e6
+    return time.perf_counter() - began
 
 
-def rates(folder: Path, endpoint: str, batches: int, rounds: int) -> None:
-    model, text, device = folder / "model", folder / "text.jsonl", Device()
+def rates(folder: Path, endpoint: str, batches: int, sequences: int, rounds: int) -> None:
+    model, text, device = folder / "model", folder / "text.jsonl", Device(sequences)
     make_model(model)
-    text.write_bytes(SAMPLE_FILE.read_bytes() * (batches // 2 + 1))
+    text.write_bytes(SAMPLE_FILE.read_bytes() * (batches * sequences // 8 + 1))
     body = np.random.default_rng(0).bytes(8_000_000)
-    rows: dict[str, list[float]] = {}
+    rows: dict[str, list[tuple[float, float]]] = {}
+    ended: list[float] = []
 
-    def tell(name: str, rate: float) -> None:
-        rows.setdefault(name, []).append(rate)
+    def store_batches(*arguments: Any, **options: Any) -> None:
+        loop.store_batches(*arguments, **options)
+        ended.append(time.perf_counter())
+        ended.append(device.idle.share())
 
-    original, loop.stream = loop.stream, device.stream
+    originals = loop.stream, partition.store_batches
+    loop.stream, partition.store_batches = device.stream, store_batches
     for number in range(rounds):
         url, device.began = f"s3://bench/loop-{number}", 0.0
         options = {
             "model": str(model),
             "batches": batches,
-            "sequences": SEQUENCES,
+            "sequences": sequences,
             "statistics": False,
             "neurons": False,
         }
         job(url, endpoint, [text], **options)
-        seconds = time.perf_counter() - device.began
+        to_end = time.perf_counter() - device.began
         store = open_store(url, endpoint_url=endpoint)
         sizes = {item.key: item.size for item in store.objects()}
-        tell("the loop", sum(sizes.values()) / seconds / 1e6)
+        megabytes = sum(sizes.values()) / 1e6
+
+        def tell(name: str, seconds: float, idle: float, size: float = megabytes) -> None:
+            rows.setdefault(name, []).append((size / seconds, idle))
+
+        tell("the loop", ended[-2] - device.began, ended[-1])
+        tell("the loop and the commit", to_end, ended[-1])
         raw = open_store(f"s3://bench/raw-{number}", endpoint_url=endpoint).backend
         for name, work in (
             ("plain puts", functools.partial(put, raw, body)),
             ("plain gets", functools.partial(get, store.backend)),
         ):
             for count in CONNECTIONS:
-                tell(f"{name}, {count} connections", at_once(count, work, sizes))
-        began = time.perf_counter()
+                idle = Idle()
+                tell(f"{name}, {count} connections", at_once(count, work, sizes), idle.share())
+        began, idle = time.perf_counter(), Idle()
         assert verify(open_store(url, endpoint_url=endpoint), Progress(quiet=True)).problems == []
-        tell("verify", sum(sizes.values()) / (time.perf_counter() - began) / 1e6)
-    loop.stream = original
-    median = {name: float(np.median(row)) for name, row in rows.items()}
+        tell("verify", time.perf_counter() - began, idle.share())
+    loop.stream, partition.store_batches = originals
+    median = {name: float(np.median([rate for rate, _ in row])) for name, row in rows.items()}
     total = f"{len(sizes)} objects of {sum(sizes.values()) / 1e9:.2f} GB"
-    print(f"{batches} batches of {SEQUENCES} x {POSITIONS}, {total}")
+    print(f"{batches} batches of {sequences} x {POSITIONS}, {total}")
     for name, row in rows.items():
-        print(f"{name:<32}{median[name]:>8.0f} MB/s   {min(row):.0f}..{max(row):.0f}")
+        spread = f"{min(row)[0]:.0f}..{max(row)[0]:.0f}"
+        idle_share = float(np.median([idle for _, idle in row]))
+        print(f"{name:<32}{median[name]:>8.0f} MB/s   {spread:<10}  {idle_share:.0%} idle")
     for ours, theirs in (("the loop", "plain puts"), ("verify", "plain gets")):
         best = max(rate for name, rate in median.items() if name.startswith(theirs))
         print(f"{ours}: {median[ours] / best:.2f} of the best of {theirs}")
+
+
+def whole_runs(folder: Path, direct: str, endpoint: str, rounds: int) -> None:
+    """A run of four batches of 16 x 512 tokens of GPT-Neo 125M's shape on the CPU, each a process of its
+    own."""
+    text = folder / "whole.jsonl"
+    text.write_bytes(SAMPLE_FILE.read_bytes() * 8)
+    spent: dict[str, list[float]] = {"over the link": [], "over loopback": []}
+    for number in range(rounds):
+        for name, address in zip(spent, (endpoint, direct), strict=True):
+            url = f"s3://bench/whole-{number}-{name.split()[-1]}"
+            command = ["run", url, "--text", str(text), "--weights", "random", "--batches", "4"]
+            began = time.perf_counter()
+            subprocess.run(
+                [sys.executable, "-m", "neoscope", *command],
+                env={**os.environ, "AWS_ENDPOINT_URL": address},
+                capture_output=True,
+                check=True,
+            )
+            spent[name].append(time.perf_counter() - began)
+    print(
+        "\na whole run of 4 batches of 16 x 512 tokens, 125M random weights, on this CPU, in turn"
+    )
+    for name, row in spent.items():
+        print(f"{name:<32}{np.median(row):>8.1f} s   {min(row):.1f}..{max(row):.1f}")
+    far, near = (float(np.median(row)) for row in spent.values())
+    print(f"over the link: {far / near:.2f} of over loopback")
 
 
 def many_partitions(folder: Path, direct: str, endpoint: str) -> None:
@@ -244,16 +308,27 @@ def many_partitions(folder: Path, direct: str, endpoint: str) -> None:
         print(f"{name:<32}{spent[0]:>8.2f} s, {spent[1]:.2f} s")
 
 
-if __name__ == "__main__":
-    numbers = [int(word) for word in sys.argv[1:]] + [4, 3][len(sys.argv) - 1 :]
+@click.command()
+@click.option("--batches", default=4)
+@click.option("--sequences", default=4)
+@click.option("--rate", default=80, help="MB/s of a connection.")
+@click.option("--rounds", default=3)
+@click.option("--only", type=click.Choice(["loop", "runs"]))
+def main(batches: int, sequences: int, rate: int, rounds: int, only: str | None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         with minio.server(place / "minio") as server:
             os.environ.update(server.environment, AWS_DEFAULT_REGION="us-east-1")
             boto3.Session().client("s3").create_bucket(Bucket="bench")
-            with link(server.endpoint) as far:
-                print(
-                    f"{LATENCY_MS} ms each way, {RATE_KB / 1000:.0f} MB/s a connection\n{machine()}\n"
-                )
-                rates(place, far, *numbers)
-                many_partitions(place, server.endpoint, far)
+            with link(server.endpoint, rate * 1000) as far:
+                print(f"{LATENCY_MS} ms each way, {rate} MB/s a connection\n{machine()}\n")
+                if only != "runs":
+                    rates(place, far, batches, sequences, rounds)
+                if only is None:
+                    many_partitions(place, server.endpoint, far)
+                if only != "loop":
+                    whole_runs(place, server.endpoint, far, rounds)
+
+
+if __name__ == "__main__":
+    main()

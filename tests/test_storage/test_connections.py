@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -23,15 +24,14 @@ def climb(climb: Climb, useful: int, windows: int) -> list[int]:
 @pytest.mark.parametrize("useful", [1, 5, 8, 9, 12, 20, 32, 100])
 def test_the_limit_ends_where_more_bring_nothing(useful: int) -> None:
     limits = climb(Climb(), useful, 60)[20:]
-    assert min(limits) >= min(useful, MOST)
-    assert max(limits) <= max(FIRST, min(MOST, useful * 1.25)) * 1.25 + 1
-    assert max(limits) <= MOST
+    assert max(limits) <= MOST  # one step beyond what is of use is tried every now and then
+    ((settled, _),) = Counter(limits).most_common(1)
+    assert settled == (FIRST if useful <= FIRST else MOST)
 
 
 def test_a_link_that_grows_later_is_followed() -> None:
     at = Climb()
-    climb(at, FIRST, 20)
-    assert at.limit <= FIRST * 1.25
+    assert climb(at, FIRST, 20)[-1] == FIRST
     assert max(climb(at, 24, 3 * HOLD)) >= 24
 
 

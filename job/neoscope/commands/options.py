@@ -39,8 +39,8 @@ connections_option = option(
     "--connections",
     type=click.IntRange(1),
     metavar="N",
-    help="Bodies on their way to or from the storage at a time.  [default: as many as make it faster, "
-    f"from {FIRST} on]",
+    help="Bodies on their way to the storage at a time, and as many from it.  [default: as many as make "
+    f"it faster, from {FIRST} on]",
 )
 
 

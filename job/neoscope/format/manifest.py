@@ -23,7 +23,7 @@ from neoscope.format.totals import Totals
 from neoscope.spec import LAYER
 from neoscope.statistics import token_lengths
 from neoscope.statistics.neurons import constant_layers
-from neoscope.storage.store import Store
+from neoscope.storage.store import Store, concurrent_map
 
 
 def read_manifest(store: Store) -> dict[str, Any] | None:
@@ -57,21 +57,26 @@ def manifest_content(
     manifest["zarr"] = {key: hashlib.sha256(body).hexdigest() for key, body in documents.items()}
     manifest["environment"] = totals.environments()
     attributes = {**group, "positions": claim["spec"]["positions"]}
-    for name in GROUPS if totals.lengths else ():
-        if name not in kept(claim["spec"]):
-            continue
+    names = [name for name in GROUPS if name in kept(claim["spec"]) and totals.lengths]
+
+    def make(name: str) -> tuple[dict[str, Any], dict[str, bytes], list[int]]:
         merged = merge_partitions(store, name, claim, totals.states, totals.lengths)
-        if name == PARTITION_NEURONS:
-            manifest["checks"]["constant_layers"] = _constant_layers(claim, merged)
         objects = groups.zarr_objects(GROUPS[name], merged, attributes)
-        manifest[name] = groups.manifest_entry(GROUPS[name], merged, objects)
+        constant = constant_layers(merged) if name == PARTITION_NEURONS else []
+        return groups.manifest_entry(GROUPS[name], merged, objects), objects, constant
+
+    # Both at once: what they read from the store is on its way together.
+    for name, (entry, objects, constant) in zip(names, concurrent_map(make, names), strict=True):
+        if name == PARTITION_NEURONS:
+            manifest["checks"]["constant_layers"] = _constant_layers(claim, constant)
+        manifest[name] = entry
         documents |= objects
     return manifest, documents
 
 
-def _constant_layers(claim: dict[str, Any], merged: dict[str, Any]) -> dict[str, Any]:
-    """The check that no layer has one value a neuron at every token."""
-    found = [claim["hook"]["layers"][index] for index in constant_layers(merged)]
+def _constant_layers(claim: dict[str, Any], constant: list[int]) -> dict[str, Any]:
+    """The check that no layer has one value a neuron at every token, as those with indices `constant`."""
+    found = [claim["hook"]["layers"][index] for index in constant]
     if found:
         raise CheckError(
             f"every neuron of layers {', '.join(map(str, found))} has one value at all tokens: that is what "

@@ -26,7 +26,7 @@ from neoscope.format.layout import (
     state_keys,
 )
 from neoscope.format.records import last_record, put_unrecorded, recorded_otherwise
-from neoscope.storage.store import Store
+from neoscope.storage.store import Store, concurrent_map
 
 STATISTICS_NAMES = (PARTITION_STATISTICS, PARTITION_NEURONS, PARTITION_TOKEN_SUMS)
 
@@ -49,11 +49,12 @@ def put_states(
     if not states:
         return {}
     recorded = _recorded(store, record)
-    entries = {}
-    for name, body in states.items():
+
+    def put(name: str) -> dict[str, Any]:
         (key,) = state_keys(name, partition, batches, ())
-        entries[name] = _put(store, key, body, record, recorded and recorded[name])
-    return entries
+        return _put(store, key, states[name], record, recorded and recorded[name])
+
+    return dict(zip(states, concurrent_map(put, states), strict=True))
 
 
 def put_token_sums(

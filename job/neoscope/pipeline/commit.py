@@ -61,8 +61,10 @@ def commit(store: Store, claim: dict[str, Any]) -> dict[str, Any] | None:
     body = sealed_json.dump("manifest", manifest)
     clear_superseded(store, claim, totals.batches)
     # No reader opens anything before all values are there.
-    for key in sorted(documents, key=lambda key: key.endswith("zarr.json")):
-        _create_same(store, key, documents[key])
+    for metadata in (False, True):
+        keys = [key for key in documents if key.endswith("zarr.json") == metadata]
+        for _ in concurrent_map(lambda key: _create_same(store, key, documents[key]), keys):
+            pass
     try:
         store.create(MANIFEST, body)
     except FileExistsError:

@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-FIRST = 8
-MOST = 32  # and as many threads have those who ask for many bodies at a time
+FIRST = 16
+MOST = 32  # each way, and as many threads have those who ask for many bodies at a time
 FASTER = 1.05  # what widening must bring, or it is taken back
 HOLD = 8  # windows before it is tried again
 
@@ -20,8 +20,8 @@ HOLD = 8  # windows before it is tried again
 class Climb:
     """The rule by which a limit follows the rate that it allows.
 
-    It widens by a quarter, and again as long as each widening makes the rate 1.05 times what it was before.
-    Else it goes one step back, and tries again after eight windows. A time-out halves it, and it climbs anew.
+    It doubles, and again as long as each doubling makes the rate 1.05 times what it was before. Else it goes
+    one step back, and tries again after eight windows. A time-out halves it, and it climbs anew.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Climb:
             self._hold -= 1
         elif self.limit < MOST:
             self._narrower, self._rate = self.limit, rate
-            self.limit = min(MOST, self.limit + max(1, self.limit // 4))
+            self.limit = min(MOST, 2 * self.limit)
         else:
             self._narrower = 0
 
@@ -67,7 +67,7 @@ class ConcurrencyLimit:
         return self._climb.limit
 
     def fix(self, count: int) -> None:
-        """Keep to this many connections, whatever the link does."""
+        """Keep to this many, whatever the link does."""
         self._climb.limit, self._fixed = count, True
 
     @contextmanager

@@ -25,6 +25,7 @@ T = TypeVar("T")
 TRIES_AFTER_TIMEOUT = 4
 CLEARED_AT_MOST = 4  # times that another worker takes a put's temporary file for one left behind
 NO_BUCKET = "NoSuchBucket"
+READ = "s3:GetObject"
 # What is answered with 400, not 5xx, where a body has not arrived whole or in time.
 NOT_ARRIVED = re.compile("<Code>(IncompleteBody|RequestTimeout)</Code>")
 DENIED = re.compile(r"status code: 403|code: AccessDenied")
@@ -40,7 +41,8 @@ class Requests:
     """Requests to the store at `url`. Safe to use from many threads."""
 
     def __init__(self, url: str, *, is_local: bool) -> None:
-        self.limit = ConcurrencyLimit()
+        # Two ways that do not hold each other up: what is read back waits for no put, and no put for it.
+        self.up, self.down = ConcurrencyLimit(), ConcurrencyLimit()
         self._url = url
         self._is_local = is_local
 
@@ -56,14 +58,14 @@ class Requests:
 
         `size` gives the bytes that it moved: only what moves a body waits for a connection to be free.
         """
-        began = time.monotonic()
+        began, limit = time.monotonic(), self.down if permission == READ else self.up
         for attempt in itertools.count():
             try:
-                with self.limit.slot() if size else nullcontext():
+                with limit.slot() if size else nullcontext():
                     started = time.monotonic()
                     result = operation()
                 if size:
-                    self.limit.moved(size(result))
+                    limit.moved(size(result))
                 return result
             except (FileNotFoundError, faults.NotFoundError) as error:
                 if NO_BUCKET in str(error):
@@ -90,7 +92,7 @@ class Requests:
                     continue
                 if self._is_local:
                     raise InputError(f"cannot use {self._url}/{key}: {reason}") from None
-                if self._repeats(str(error), attempt, started, time.monotonic() - began):
+                if self._repeats(str(error), attempt, limit, started, time.monotonic() - began):
                     time.sleep(min(2**attempt, 10) * random.uniform(0.1, 0.5))
                     continue
                 raise UnavailableError(
@@ -98,12 +100,15 @@ class Requests:
                 ) from None
         raise AssertionError("unreachable")
 
-    def _repeats(self, fault: str, attempt: int, started: float, seconds: float) -> bool:
+    @staticmethod
+    def _repeats(
+        fault: str, attempt: int, limit: ConcurrencyLimit, started: float, seconds: float
+    ) -> bool:
         # Of most that the store answers obstore has repeated what can be repeated.
         if "HTTP error" not in fault and not NOT_ARRIVED.search(fault):
             return False
         if "kind: Timeout" in fault:
-            self.limit.timed_out(started)
+            limit.timed_out(started)
             return attempt + 1 < TRIES_AFTER_TIMEOUT
         return attempt < RETRY["max_retries"] and seconds < RETRY["retry_timeout"].total_seconds()
 

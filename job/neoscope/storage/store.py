@@ -31,7 +31,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from neoscope.errors import InputError, UnavailableError, UsageError
 from neoscope.storage.connections import MOST
 from neoscope.storage.integrity import Body, Checksums, is_md5, same
-from neoscope.storage.retries import AlteredError, Requests
+from neoscope.storage.retries import READ, AlteredError, Requests
 from neoscope.storage.s3 import open_bucket, sibling
 
 S = TypeVar("S")
@@ -74,9 +74,11 @@ class Store:
         return isinstance(self.backend, LocalStore)
 
     def use_connections(self, count: int | None) -> None:
-        """Keep to this many bodies at a time; None, as it is at first, lets the number follow the link."""
+        """Keep to this many bodies at a time each way; None, as it is at first, lets the number follow the
+        link."""
         if count:
-            self._requests.limit.fix(count)
+            self._requests.up.fix(count)
+            self._requests.down.fix(count)
 
     def get(self, key: str, fits: Callable[[Body], bool] | None = None) -> bytes | None:
         """The bytes of an object, or None where there is none; `fits` as of `read`."""
@@ -95,7 +97,7 @@ class Store:
 
         try:
             return again(
-                lambda: self._requests.do("s3:GetObject", key, body, len),
+                lambda: self._requests.do(READ, key, body, len),
                 lambda body: fits is None or fits(body),
             )
         except FileNotFoundError:
@@ -171,7 +173,7 @@ class Store:
 
     def _look_up(self, key: str) -> tuple[int, str | None]:
         """Size and tag of an object. Raises FileNotFoundError."""
-        found = self._requests.do("s3:GetObject", key, lambda: obstore.head(self.backend, key))
+        found = self._requests.do(READ, key, lambda: obstore.head(self.backend, key))
         return found["size"], found["e_tag"]
 
     def _tell_once(self, line: str) -> None:
