@@ -1,6 +1,6 @@
 """The loop, verify, status and a restart over a network: 15 ms each way and 80 MB/s a connection.
 
-    python tests/benchmarks/network.py [--batches 4] [--sequences 4] [--rate 80] [--rounds 3] [--only loop|runs]
+    python tests/benchmarks/network.py [--batches 4] [--sequences 4] [--rate 80] [--only loop|runs]
 
 toxiproxy stands before a MinIO on this machine. A stand-in for the device gives the layers of 4 x 512
 tokens of a model of GPT-Neo 125M's shape at no cost, so that the rate is that of storing: from the first
