@@ -190,12 +190,11 @@ def rates(folder: Path, endpoint: str, batches: int, sequences: int, rounds: int
     text.write_bytes(SAMPLE_FILE.read_bytes() * (batches * sequences // 8 + 1))
     body = np.random.default_rng(0).bytes(8_000_000)
     rows: dict[str, list[tuple[float, float]]] = {}
-    ended: list[float] = []
+    ended: dict[str, float] = {}
 
     def store_batches(*arguments: Any, **options: Any) -> None:
         loop.store_batches(*arguments, **options)
-        ended.append(time.perf_counter())
-        ended.append(device.idle.share())
+        ended.update(at=time.perf_counter(), idle=device.idle.share())
 
     originals = loop.stream, partition.store_batches
     loop.stream, partition.store_batches = device.stream, store_batches
@@ -217,8 +216,8 @@ def rates(folder: Path, endpoint: str, batches: int, sequences: int, rounds: int
         def tell(name: str, seconds: float, idle: float, size: float = megabytes) -> None:
             rows.setdefault(name, []).append((size / seconds, idle))
 
-        tell("the loop", ended[-2] - device.began, ended[-1])
-        tell("the loop and the commit", to_end, ended[-1])
+        tell("the loop", ended["at"] - device.began, ended["idle"])
+        tell("the loop and the commit", to_end, ended["idle"])
         raw = open_store(f"s3://bench/raw-{number}", endpoint_url=endpoint).backend
         for name, work in (
             ("plain puts", functools.partial(put, raw, body)),

@@ -471,6 +471,41 @@ def test_a_fault_that_passes_is_outlived(s3_url: str, proxy: Proxy, fault: Fault
     assert sum(asked.startswith("PUT") for asked in proxy.asked) == 4
 
 
+def test_a_body_that_did_not_arrive_says_nothing_of_checksums(s3_url: str, proxy: Proxy) -> None:
+    """Whether the store checks them is asked again with the next body."""
+    store = open_store(s3_url, endpoint_url=proxy.endpoint, write=True)
+    proxy.fault = first(1, "IncompleteBody")
+    store.put("a", b"x")
+    store.put("b", b"x")
+    puts = [each.rpartition("/")[2] for each in proxy.asked if each.startswith("PUT")]
+    assert puts == ["a", "a", "b", "b"]
+
+
+def test_what_is_read_waits_for_no_put(s3_url: str, proxy: Proxy) -> None:
+    store = open_store(s3_url, endpoint_url=proxy.endpoint, write=True)
+    store.use_connections(1)
+    store.put("a", b"x")
+    stalled = threading.Event()
+
+    def stall(method: str, path: str) -> Fault | None:
+        if method == "PUT" and not proxy.ending.is_set():
+            stalled.set()
+            return "stalled"
+        return None
+
+    proxy.fault = stall
+    with ThreadPoolExecutor(2) as pool:
+        put = pool.submit(store.put, "b", b"x")
+        assert stalled.wait(20)
+        read = pool.submit(store.get, "a")
+        try:
+            assert read.result(20) == b"x"
+            assert not put.done()
+        finally:
+            proxy.ending.set()
+    assert store.get("b") == b"x"
+
+
 def test_a_large_object_is_one_request(s3_url: str, proxy: Proxy) -> None:
     """A split one leaves parts behind, which no listing shows, when the process is killed."""
     store = open_store(s3_url, endpoint_url=proxy.endpoint, write=True)

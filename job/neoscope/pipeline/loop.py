@@ -42,7 +42,8 @@ from neoscope.text.packing import Batch
 
 # Those of a record are packed before its first is given away, and the next record's while it is made.
 BATCHES_AHEAD = BATCHES_A_RECORD
-READ_BACK_AT_A_TIME = 16  # chunks, which are in host memory beside the layers
+# Chunks, which are in host memory beside the layers: one of each layer of most models is on its way at once.
+READ_BACK_AT_A_TIME = 16
 
 
 @dataclasses.dataclass(frozen=True)

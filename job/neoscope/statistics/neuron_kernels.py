@@ -8,8 +8,6 @@ the sums do not depend on how the tokens are divided.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numba
 import numpy as np
 import numpy.typing as npt
@@ -96,40 +94,35 @@ def find_extremes(
             high[n], high_row[n], low[n], low_row[n] = _further(row[n], at, a, b, c, d)
 
 
-def _count(bins: int, bins_per_unit: float, half: int, at_a_time: int) -> Callable[..., None]:
-    @compiled("void(f4[:,::1], i8[::1], u4[::1], u4[::1])")
-    def count(
-        rows: npt.NDArray[np.float32],
-        tokens: npt.NDArray[np.int64],
-        firing: npt.NDArray[np.uint32],
-        histogram: npt.NDArray[np.uint32],
-    ) -> None:
-        """Count those of `rows[tokens]` [token, neuron] above 0 in `firing` [neuron], and all of them in
-        `histogram` [neuron x bin]."""
-        neurons = rows.shape[1]
-        places = np.empty(
-            (len(tokens), neurons), np.uint16
-        )  # in the histograms of at_a_time neurons
-        zero = np.empty(neurons, np.int32)
+@compiled("void(f4[:,::1], i8[::1], u4[::1], u4[::1])")
+def count(
+    rows: npt.NDArray[np.float32],
+    tokens: npt.NDArray[np.int64],
+    firing: npt.NDArray[np.uint32],
+    histogram: npt.NDArray[np.uint32],
+) -> None:
+    """Count those of `rows[tokens]` [token, neuron] above 0 in `firing` [neuron], and all of them in
+    `histogram` [neuron x bin]."""
+    neurons = rows.shape[1]
+    places = np.empty((len(tokens), neurons), np.uint16)  # in the histograms of NEURONS neurons
+    zero = np.empty(neurons, np.int32)
+    for n in range(neurons):
+        zero[n] = n % NEURONS * BINS + HALF + 1
+    for index in range(len(tokens)):
+        row, place = rows[tokens[index]], places[index]
         for n in range(neurons):
-            zero[n] = n % at_a_time * bins + half + 1
+            firing[n] += np.uint32(row[n] > 0)
+            # A product with a power of two is exact: no value is on the wrong side of an edge.
+            bin_ = np.floor(row[n] * np.float32(BINS_PER_UNIT))
+            bin_ = bin_ if bin_ < np.float32(HALF) else np.float32(HALF)
+            bin_ = bin_ if bin_ >= np.float32(-HALF) else np.float32(-HALF - 1)
+            place[n] = np.uint16(zero[n] + np.int32(bin_))
+    for block in range(0, neurons, NEURONS):
+        counts = histogram[block * BINS :]
         for index in range(len(tokens)):
-            row, place = rows[tokens[index]], places[index]
-            for n in range(neurons):
-                firing[n] += np.uint32(row[n] > 0)
-                # A product with a power of two is exact: no value is on the wrong side of an edge.
-                bin_ = np.floor(row[n] * np.float32(bins_per_unit))
-                bin_ = bin_ if bin_ < np.float32(half) else np.float32(half)
-                bin_ = bin_ if bin_ >= np.float32(-half) else np.float32(-half - 1)
-                place[n] = np.uint16(zero[n] + np.int32(bin_))
-        for block in range(0, neurons, at_a_time):
-            counts = histogram[block * bins :]
-            for index in range(len(tokens)):
-                place = places[index, block : block + at_a_time]
-                for n in range(len(place)):
-                    counts[place[n]] += np.uint32(1)
-
-    return count
+            place = places[index, block : block + NEURONS]
+            for n in range(len(place)):
+                counts[place[n]] += np.uint32(1)
 
 
 @compiled("void(f4[:,::1], i4[:,::1], i8, f4, f4[:,::1], i8[:,::1])")
@@ -157,6 +150,3 @@ def keep_best(
                     place -= 1
                 best[place] = new
                 token[neuron, place] = first + rows[sequence, neuron]
-
-
-count = _count(BINS, BINS_PER_UNIT, HALF, NEURONS)

@@ -35,6 +35,8 @@ WRONG = "AAAAAAAAAAA="  # eight zero bytes, which only an empty body has
 # What S3, MinIO and others answer to a body that is not the one that was signed or summed up.
 REFUSAL = re.compile("BadDigest|ChecksumMismatch|ContentSHA256Mismatch|InvalidDigest")
 UNKNOWN = re.compile("status code: (400|501)")  # a header that the store does not take
+# What is answered with 400, not 5xx, where a body has not arrived whole or in time.
+NOT_ARRIVED = re.compile("<Code>(IncompleteBody|RequestTimeout)</Code>")
 
 
 class Checksums:
@@ -78,7 +80,7 @@ class Checksums:
         except faults.BaseError as error:
             if refused(error):
                 self._checks = True
-            elif UNKNOWN.search(str(error)):
+            elif UNKNOWN.search(str(error)) and not NOT_ARRIVED.search(str(error)):
                 self._checks = False
             return None
         self._checks = False

@@ -17,7 +17,7 @@ from obstore import exceptions as faults
 
 from neoscope.errors import InputError, NeoscopeError, UnavailableError
 from neoscope.storage.connections import ConcurrencyLimit
-from neoscope.storage.integrity import refused
+from neoscope.storage.integrity import NOT_ARRIVED, refused
 from neoscope.storage.s3 import RETRY
 
 T = TypeVar("T")
@@ -26,8 +26,6 @@ TRIES_AFTER_TIMEOUT = 4
 CLEARED_AT_MOST = 4  # times that another worker takes a put's temporary file for one left behind
 NO_BUCKET = "NoSuchBucket"
 READ = "s3:GetObject"
-# What is answered with 400, not 5xx, where a body has not arrived whole or in time.
-NOT_ARRIVED = re.compile("<Code>(IncompleteBody|RequestTimeout)</Code>")
 DENIED = re.compile(r"status code: 403|code: AccessDenied")
 PROVIDER = "External AWS credential provider: "  # as obstore names what neoscope hands it
 SAID = re.compile(r"<Code>([^<]*)</Code>\s*<Message>([^<]*)</Message>")
