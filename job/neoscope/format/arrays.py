@@ -59,6 +59,15 @@ class ArraySchema:
         """The key of the chunk at an index of the grid."""
         return f"{ACTIVATIONS}/{self.name}/c/{'/'.join(map(str, index))}"
 
+    def index_of(self, key: str) -> tuple[int, ...] | None:
+        """The index of the chunk with this key; None where the array has none such."""
+        words = key.split("/")[-len(self.grid) :]
+        if not all(map(str.isdecimal, words)):
+            return None
+        index = tuple(map(int, words))
+        inside = all(number < count for number, count in zip(index, self.grid, strict=False))
+        return index if inside and self.key(index) == key else None
+
     def to_json(self) -> dict[str, Any]:
         return {
             "shape": list(self.shape),

@@ -102,6 +102,16 @@ def state_keys(name: str, partition: int, batches: int, layers: Sequence[int]) -
     return [f"{stem}.safetensors"]
 
 
+def state_of(key: str) -> tuple[str, int, int] | None:
+    """The name of the statistics, the partition and the number of batches of one of `state_keys`; None of
+    other keys."""
+    if not STATE_KEY.fullmatch(key):
+        return None
+    folder, _, stem = key.removesuffix(".safetensors").partition("/")
+    partition, batches = map(int, stem.split("-")[:2])
+    return PARTITION_TOKEN_SUMS if folder == TOKEN_SUMS else folder, partition, batches
+
+
 def merged_key(layer: int) -> str:
     """The key of a layer's sums by token of the whole run."""
     return f"{TOKEN_SUMS}/{LAYER}{layer}.safetensors"

@@ -26,8 +26,18 @@ def record_counts(spec: dict[str, Any], batches: int | None = None) -> list[int]
     """The numbers of stored batches at which a partition of so many `batches` (by default all that the
     spec asks for) puts a record, ascending: after every batch, and with --no-arrays after every 64 and the
     last."""
-    step, batches = 1 if spec["arrays"] else BATCHES_A_RECORD, batches or spec["batches"]
+    step, batches = _batches_a_record(spec), batches or spec["batches"]
     return [*range(step, batches, step), batches]
+
+
+def record_count_of(spec: dict[str, Any], batch: int, batches: int) -> int:
+    """Which of `record_counts` is that of the record that names a batch, counted from 0."""
+    step = _batches_a_record(spec)
+    return min((batch // step + 1) * step, batches)
+
+
+def _batches_a_record(spec: dict[str, Any]) -> int:
+    return 1 if spec["arrays"] else BATCHES_A_RECORD
 
 
 def read_claim(store: Store, spec: RunSpec | None = None) -> dict[str, Any] | None:

@@ -1,16 +1,18 @@
-"""What a committed run must be, by its own documents: one pass over the records, which are not kept.
+"""What a committed run must be, by its own documents, each read when something is asked that it says.
 
-In: a store. Out: claim, manifest, the size and digest of every other object, and what is wrong with bytes
-that are not those. It reads no object but the documents.
+In: a store. Out: claim and manifest, which keys are the run's, and what is wrong with bytes that are not
+those that were recorded. It reads no object but the documents, and keeps of records the last asked for: its
+memory grows neither with the batches nor with the chunks.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
+import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, Generic, TypeVar
 
 import numpy.typing as npt
 
@@ -20,20 +22,25 @@ from neoscope.format.arrays import ArraySchema, schemas_of
 from neoscope.format.layout import (
     CLAIM,
     MANIFEST,
+    RECORD_KEY,
+    RECORDS,
     ROLLUPS,
-    TOKEN_IDS,
-    TOKEN_LENGTH,
     VOCABULARY,
     record_key,
     rollup_key,
+    state_keys,
+    state_of,
 )
-from neoscope.format.records import each_record
-from neoscope.format.rollups import RollUp
+from neoscope.format.manifest import stored_batches
+from neoscope.format.records import read_record, record_count_of, record_counts
 from neoscope.format.states import entries_of, kept
-from neoscope.format.totals import Totals
-from neoscope.storage.store import Store, again, concurrent_map
+from neoscope.storage.store import REQUESTS_IN_FLIGHT, Store, again
 
 AGAIN = "delete the run and run it again"
+OTHER = "is not the one that the manifest names"
+# More than are asked for at a time. Of a run of 125M a record names 200 objects, or 128 without arrays.
+RECORDS_HELD = 4 * REQUESTS_IN_FLIGHT
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Problem:
     remedy: str = AGAIN
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.problem}; {self.remedy}"
+        return f"{self.key}: {self.problem}" + (f"; {self.remedy}" if self.remedy else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,142 +64,204 @@ class Expected:
     digest: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Tokens:
-    """What one record says of tokens: the chunks of their ids and lengths, and how many there are of
-    each length, special ones apart."""
-
-    record: str
-    ids: list[str]
-    lengths: list[str]
-    histogram: dict[int, int]
-
-
-@dataclasses.dataclass(frozen=True)
 class Inventory:
-    """A committed run as it says it is.
+    """A committed run as it says it is: `claim`, `manifest`, and how many `batches` each partition has."""
 
-    `documents` are the content digests of claim, manifest, roll-ups and records by key, `chunks` are by key,
-    and `digests` of all other objects, SHA-256 (64 digits) or xxh3-128 (32). `superseded` are keys of
-    statistics that may be there or not. `mismatched_documents` are sound in themselves, but not those that
-    the manifest was made of.
-    """
+    def __init__(self, store: Store, claim: dict[str, Any], manifest: dict[str, Any]) -> None:
+        self.claim, self.manifest = claim, manifest
+        self.batches = stored_batches(manifest)
+        self._store, self._spec = store, claim["spec"]
+        self._schemas = schemas_of(claim)
+        self._documents = {
+            CLAIM: manifest["claim"],
+            MANIFEST: manifest["content_digest"],
+            **manifest["rollups"],
+        }
+        self._digests: dict[str, str] = {
+            VOCABULARY: claim["tokenizer"]["vocabulary_digest"],
+            **manifest["zarr"],
+            **{
+                key: entry["sha256"]
+                for name in kept(self._spec)
+                for key, entry in manifest.get(name, {}).get("objects", {}).items()
+            },
+        }
+        self._record_digests = _Held(self._read_record_digests, RECORDS_HELD)
+        self._entries = _Held(self._read_entries, RECORDS_HELD)
 
-    claim: dict[str, Any]
-    manifest: dict[str, Any]
-    totals: Totals
-    documents: dict[str, str]
-    chunks: dict[str, Expected]
-    digests: dict[str, str]
-    superseded: set[str]
-    tokens: list[Tokens]
-    mismatched_documents: list[Problem]
+    def names(self) -> Iterator[str]:
+        """Every key that the run must have, those of a record together."""
+        for partition in range(len(self.batches)):
+            first = 0
+            for count in self.record_counts(partition):
+                for batch in range(first, count):
+                    number = partition * self._spec["batches"] + batch
+                    for schema in self._schemas.values():
+                        yield from schema.batch_keys(number)
+                yield record_key(partition, count)
+                first = count
+            if first:
+                for name in kept(self._spec):
+                    yield from self._state_keys(name, partition, first)
+        yield from self._digests
+        yield from self._documents
+
+    def is_named(self, key: str) -> bool:
+        """Whether an object is the run's own: one that it must have, or an earlier state of statistics."""
+        if key in self._digests or key in self._documents:
+            return True
+        record = RECORD_KEY.fullmatch(key)
+        if record:
+            return self._is_recorded(int(record[1]), int(record[2]))
+        return self._record_of(key) is not None
+
+    def is_superseded(self, key: str) -> bool:
+        """Whether an object is an earlier state of statistics: it may be there or not."""
+        state = state_of(key)
+        return state is not None and self.is_named(key) and state[2] < self.batches[state[1]]
+
+    def record_counts(self, partition: int) -> list[int]:
+        """The numbers of stored batches at which a partition has a record."""
+        batches = self.batches[partition]
+        return record_counts(self._spec, batches) if batches else []
+
+    def rollup(self, partition: int) -> dict[str, Any]:
+        """The roll-up of a partition. Raises CheckError where it is not the one that the manifest names."""
+        key = rollup_key(partition)
+        body = self._store.get(key, sealed_json.intact) or b""
+        found = sealed_json.load("rollup", body, f"{self._store.url}/{key}")
+        if found["content_digest"] != self._documents.get(key):
+            raise self._other(key)
+        return found
+
+    def record(self, partition: int, count: int) -> dict[str, Any]:
+        """A record. Raises CheckError where it is not the one that its partition's roll-up has."""
+        record = read_record(self._store, self.claim, partition, count)
+        if record["content_digest"] != self._record_digests(partition).get(count):
+            raise self._other(record_key(partition, count))
+        return record
+
+    def chunk(self, key: str) -> Expected:
+        """What its record says of a chunk. Raises CheckError where that is not as it must be."""
+        found = self._entry(key)
+        assert isinstance(found, Expected), key
+        return found
+
+    def chunks(self, record: dict[str, Any], name: str) -> dict[str, Expected]:
+        """What a record says of the chunks of an array, by key in C order of the grid."""
+        return {
+            part["key"]: Expected(self._schemas[name], part["size"], part["digest"])
+            for part in record["arrays"][name]["chunks"]
+        }
 
     def find(self, key: str, body: bytes | memoryview | None) -> Problem | None:
-        """What is wrong with an object, if anything; nothing is known of the report."""
-        if key in self.chunks:
-            values = check_chunk(key, body, self.chunks[key])
+        """What is wrong with an object, if anything; nothing is known of the report. Raises CheckError
+        where the documents are not as they must be."""
+        expected = self._digests.get(key) or self._entry(key)
+        if isinstance(expected, Expected):
+            values = check_chunk(key, body, expected)
             return values if isinstance(values, Problem) else None
         if body is None:
             return Problem(key, "is missing")
-        if key in self.documents:
+        if expected is not None:
+            same = _digest(body, len(expected)) == expected
+        elif kind := _kind(key):
             try:
-                document = sealed_json.load(_kind(key), bytes(body), key)
+                document = sealed_json.load(kind, bytes(body), key)
             except CheckError as error:
-                return Problem(key, str(error))
-            same = document["content_digest"] == self.documents[key]
+                return Problem(key, str(error).removeprefix(f"{key} "), "")
+            same = document["content_digest"] == self._document_digest(key)
         else:
-            digest = self.digests.get(key)
-            same = digest is None or _digest(body, len(digest)) == digest
+            same = True
         return None if same else Problem(key, "is not the one that was recorded")
 
     def fits(self, key: str) -> Callable[[bytes | memoryview], bool]:
         """Whether a body is that of the object `key`."""
         return lambda body: self.find(key, body) is None
 
+    def _document_digest(self, key: str) -> str | None:
+        record = RECORD_KEY.fullmatch(key)
+        if record is None:
+            return self._documents.get(key)
+        return self._record_digests(int(record[1])).get(int(record[2]))
+
+    def _entry(self, key: str) -> Expected | str | None:
+        """What its record says of a chunk, or of a state its digest; None of what no record names."""
+        place = self._record_of(key)
+        return None if place is None else self._entries(*place).get(key)
+
+    def _record_of(self, key: str) -> tuple[int, int] | None:
+        """Partition and number of batches of the record that names a chunk or state."""
+        if state := state_of(key):
+            name, partition, count = state
+            there = name in kept(self._spec) and self._is_recorded(partition, count)
+            return (partition, count) if there and key in self._state_keys(*state) else None
+        schema = self._schemas.get(key.split("/")[1] if key.count("/") > 1 else "")
+        index = schema.index_of(key) if schema else None
+        if schema is None or index is None:
+            return None
+        partition, batch = divmod(index[0] // schema.batch_grid[0], self._spec["batches"])
+        if batch >= self.batches[partition]:
+            return None
+        return partition, record_count_of(self._spec, batch, self.batches[partition])
+
+    def _is_recorded(self, partition: int, count: int) -> bool:
+        """Whether a partition has a record of so many batches."""
+        batches = self.batches[partition] if partition < len(self.batches) else 0
+        return 0 < count <= batches and record_count_of(self._spec, count - 1, batches) == count
+
+    def _state_keys(self, name: str, partition: int, count: int) -> list[str]:
+        return state_keys(name, partition, count, self.claim["hook"]["layers"])
+
+    def _read_record_digests(self, partition: int) -> dict[int, str]:
+        digests = self.rollup(partition)["records"]
+        return dict(zip(self.record_counts(partition), digests, strict=True))
+
+    def _read_entries(self, partition: int, count: int) -> dict[str, Expected | str]:
+        record = self.record(partition, count)
+        found: dict[str, Expected | str] = {}
+        for name in self._schemas:
+            found |= self.chunks(record, name)
+        for name in kept(self._spec):
+            found |= {state["key"]: state["digest"] for state in entries_of(record, name)}
+        return found
+
+    def _other(self, key: str) -> CheckError:
+        return CheckError(f"{self._store.url}/{key} {OTHER}; {AGAIN}")
+
+
+class _Held(Generic[T]):
+    """What `make` gives of a place, of the last `most` that were asked for; made once where several threads
+    ask for it at a time."""
+
+    def __init__(self, make: Callable[..., T], most: int) -> None:
+        self._make, self._most = make, most
+        self._lock = threading.Lock()
+        self._found: dict[tuple[int, ...], Future[T]] = {}
+
+    def __call__(self, *place: int) -> T:
+        with self._lock:
+            found = self._found.pop(place, None)
+            future = self._found[place] = found or Future()
+            if len(self._found) > self._most:
+                del self._found[next(iter(self._found))]
+        if found is None:
+            try:
+                future.set_result(self._make(*place))
+            except Exception as error:
+                future.set_exception(error)
+        return future.result()
+
 
 def read_inventory(store: Store) -> Inventory:
-    """Raises CheckError where a document is missing or damaged, or not of this run."""
+    """Raises CheckError where claim or manifest are missing, damaged or not of one run."""
     claim, manifest = (
-        sealed_json.load(
-            _kind(key), store.get(key, sealed_json.intact) or b"", f"{store.url}/{key}"
-        )
-        for key in (CLAIM, MANIFEST)
+        sealed_json.load(kind, store.get(key, sealed_json.intact) or b"", f"{store.url}/{key}")
+        for kind, key in (("run", CLAIM), ("manifest", MANIFEST))
     )
-    digests = {
-        VOCABULARY: claim["tokenizer"]["vocabulary_digest"],
-        **manifest["zarr"],
-        **{
-            key: entry["sha256"]
-            for name in kept(claim["spec"])
-            for key, entry in manifest.get(name, {}).get("objects", {}).items()
-        },
-    }
-    documents = {
-        CLAIM: manifest["claim"],
-        MANIFEST: manifest["content_digest"],
-        **manifest["rollups"],
-    }
-    found = Inventory(claim, manifest, Totals(claim), documents, {}, digests, set(), [], [])
     if claim["content_digest"] != manifest["claim"]:
-        found.mismatched_documents.append(_mismatched(CLAIM))
-    rollups = list(
-        concurrent_map(lambda each: _read_rollup(store, each), range(claim["spec"]["partitions"]))
-    )
-    batches = {rollup["partition"]: rollup["batches"] for rollup in rollups}
-    records = each_record(store, claim, batches)
-    for rollup in rollups:
-        _take_partition(found, rollup, itertools.islice(records, len(rollup["records"])))
-    return found
-
-
-def _read_rollup(store: Store, partition: int) -> dict[str, Any]:
-    key = rollup_key(partition)
-    body = store.get(key, sealed_json.intact) or b""
-    return sealed_json.load("rollup", body, f"{store.url}/{key}")
-
-
-def _take_partition(
-    found: Inventory, rollup: dict[str, Any], records: Iterator[dict[str, Any]]
-) -> None:
-    """Take in the records of a partition, each the one that its roll-up has, and that the manifest's."""
-    partition, said = rollup["partition"], iter(rollup["records"])
-    made = RollUp(found.claim, partition)
-    for record in records:
-        name = record_key(partition, record["batches"])
-        found.documents[name] = record["content_digest"]
-        made.add(record)
-        if record["content_digest"] == next(said):
-            _take(found, name, record, rollup["batches"])
-        else:
-            found.mismatched_documents.append(_mismatched(name))
-    key, again = rollup_key(partition), made.content()
-    digests = (rollup["content_digest"], sealed_json.content_digest(again))
-    if {*digests, found.manifest["rollups"].get(key)} != {digests[0]}:
-        found.mismatched_documents.append(_mismatched(key))
-    found.totals.add({**again, "content_digest": digests[1]})
-
-
-def _mismatched(key: str) -> Problem:
-    return Problem(key, "is not the one that the manifest names")
-
-
-def _take(found: Inventory, key: str, record: dict[str, Any], batches: int) -> None:
-    """Take in what one record says, of a partition of so many batches."""
-    for name, schema in schemas_of(found.claim).items():
-        for part in record["arrays"][name]["chunks"]:
-            found.chunks[part["key"]] = Expected(schema, part["size"], part["digest"])
-    ids, lengths = (
-        [part["key"] for part in record["arrays"][name]["chunks"]]
-        for name in (TOKEN_IDS, TOKEN_LENGTH)
-    )
-    histogram = {int(length): count for length, count in record["length_histogram"].items()}
-    found.tokens.append(Tokens(key, ids, lengths, histogram))
-    for name in kept(found.claim["spec"]):
-        for state in entries_of(record, name):
-            found.digests[state["key"]] = state["digest"]
-            if record["batches"] < batches:
-                found.superseded.add(state["key"])
+        raise CheckError(f"{store.url}/{CLAIM} {OTHER}; {AGAIN}")
+    return Inventory(store, claim, manifest)
 
 
 def read_chunk(store: Store, key: str, expected: Expected) -> npt.NDArray[Any] | Problem:
@@ -222,10 +291,10 @@ def check_chunk(
     return values
 
 
-def _kind(key: str) -> str:
-    """Of a sealed document."""
-    kind = "rollup" if key.startswith(f"{ROLLUPS}/") else "record"
-    return {CLAIM: "run", MANIFEST: "manifest"}.get(key, kind)
+def _kind(key: str) -> str | None:
+    """Of a sealed document; None of what is none."""
+    kinds = {CLAIM: "run", MANIFEST: "manifest", RECORDS: "record", ROLLUPS: "rollup"}
+    return kinds.get(key.partition("/")[0])
 
 
 def _digest(body: bytes | memoryview, digits: int) -> str:

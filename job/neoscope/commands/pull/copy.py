@@ -27,12 +27,16 @@ def pull_run(origin: VerifiedSource, dest: Store, progress: Progress) -> str:
 
     It is of what the run's documents name, and of the report: what else lies there stays behind.
     """
-    there, run = {item.key: item.size for item in origin.store.objects()}, origin.run
-    named = {*run.documents, *run.digests, *run.chunks}
-    for key in sorted(named - run.superseded - there.keys()):
-        raise CheckError(f"{origin.store.url}/{Problem(key, 'is missing')}")
-    sizes = {key: there[key] for key in there.keys() & {*named, REPORT}}
-    wanted = sizes.keys() - already_copied(origin, dest, progress)
+    found, run = origin.store.listing(), origin.run
+    own = {each.key: each.size for each in found if run.is_named(each.key) or each.key == REPORT}
+    sizes = {}
+    for key in run.names():  # the chunks of a record together, so that it is read once
+        if key not in own:
+            raise CheckError(f"{origin.store.url}/{Problem(key, 'is missing')}")
+        sizes[key] = own.pop(key)
+    sizes |= own
+    there = already_copied(origin, dest, progress)
+    wanted = [key for key in sizes if key not in there]
 
     def fetch(key: str) -> int:
         body = origin.read(key)
@@ -43,7 +47,7 @@ def pull_run(origin: VerifiedSource, dest: Store, progress: Progress) -> str:
     for phase in range(LAST + 1):
         if phase == LAST:
             _check_sizes(dest, sizes)
-        keys = sorted(key for key in wanted if copy_order(key) == phase)
+        keys = [key for key in wanted if copy_order(key) == phase]
         for size in _by_size(fetch, keys, sizes):
             progress.advance("pulling", size)
     progress.end()
@@ -75,8 +79,7 @@ def _check_sizes(dest: Store, sizes: dict[str, int]) -> None:
 
 def already_copied(origin: VerifiedSource, dest: Store, progress: Progress) -> set[str]:
     """The keys of the objects that are at `dest` already, as their digests say."""
-    known = {*origin.run.documents, *origin.run.digests, *origin.run.chunks}
-    there = {item.key: item.size for item in dest.objects() if item.key in known}
+    there = {item.key: item.size for item in dest.listing() if origin.run.is_named(item.key)}
 
     def check(key: str) -> str | None:
         return None if origin.run.find(key, dest.read(key)) else key

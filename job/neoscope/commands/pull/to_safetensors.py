@@ -63,7 +63,7 @@ def pull_files(
         header = _header(content, {**attributes, **about, **said})
         if not _whole(Path(dest.url) / f"{name}.safetensors", header):
             missing[name] = header
-    progress.begin("pulling", sum(_cost(origin, files[name]) for name in missing), "B")
+    progress.begin("pulling", sum(_read_bytes(schemas, files[name]) for name in missing), "B")
     for name, header in missing.items():
         _write(origin, Path(dest.url) / f"{name}.safetensors", header, files[name], progress)
     progress.end()
@@ -74,10 +74,13 @@ def _tensor(schema: ArraySchema, labels: dict[str, Numbers]) -> Tensor:
     return Tensor(schema.dtype, tuple(map(len, wanted)), list(pieces(schema, wanted)))
 
 
-def _cost(origin: VerifiedSource, tensors: dict[str, Tensor]) -> int:
-    """The bytes that are read for a file."""
-    lists = [tensor.content for tensor in tensors.values() if isinstance(tensor.content, list)]
-    return sum(origin.run.chunks[piece.key].size for content in lists for piece in content)
+def _read_bytes(schemas: dict[str, ArraySchema], tensors: dict[str, Tensor]) -> int:
+    """The bytes of the chunks that are read for a file."""
+    return sum(
+        len(tensor.content) * schemas[name].chunk_bytes
+        for name, tensor in tensors.items()
+        if isinstance(tensor.content, list)
+    )
 
 
 def _header(tensors: dict[str, Tensor], attributes: dict[str, Any]) -> bytes:
@@ -153,8 +156,9 @@ def _fill(
         return
 
     def fetch(piece: Piece) -> int:
-        values[piece.target] = piece.cut(origin.values(piece.key))
-        return origin.run.chunks[piece.key].size
+        chunk = origin.values(piece.key)
+        values[piece.target] = piece.cut(chunk)
+        return chunk.nbytes
 
     for size in concurrent_map(fetch, content):
         progress.advance(f"pulling {name}", size)

@@ -34,12 +34,12 @@ NOTED_AFTER = 64  # chunks: at most so many of 6 MB are made again after a kill
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """One chunk of the group: its array, the pieces of the run's chunks that make it, and the digest
-    of its values where that is known."""
+    """One chunk of the group: its array, the pieces of the run's chunks that make it, and whether it is one
+    of these as it is."""
 
     schema: ArraySchema
     pieces: list[Piece]
-    digest: str | None
+    whole: bool
 
 
 def pull_group(
@@ -54,11 +54,10 @@ def pull_group(
     stored = {name: schemas_of(origin.run.claim)[name] for name in selection.names()}
     excerpts = {name: _excerpt(schema, labels) for name, schema in stored.items()}
     blocks = dict(
-        block for name in stored for block in _blocks(origin, stored[name], excerpts[name], labels)
+        block for name in stored for block in _blocks(stored[name], excerpts[name], labels)
     )
     noted = _noted(dest)
-    known = noted | {key: block.digest for key, block in blocks.items() if block.digest}
-    kept = _kept(dest, blocks, known, progress)
+    kept = _kept(origin, dest, blocks, noted, progress)
     _fetch(origin, dest, {key: blocks[key] for key in blocks if key not in kept}, noted, progress)
     axes = {name: _axis(name, numbers) for name, numbers in labels.items() if len(numbers)}
     for name, schema in axes.items():
@@ -82,13 +81,20 @@ def _noted(dest: Store) -> dict[str, str]:
 
 
 def _kept(
-    dest: Store, blocks: dict[str, Block], known: dict[str, str], progress: Progress
+    origin: VerifiedSource,
+    dest: Store,
+    blocks: dict[str, Block],
+    noted: dict[str, str],
+    progress: Progress,
 ) -> set[str]:
     """The keys of the chunks that are at `dest` already with the digests that are known of them."""
-    there = sorted({item.key for item in dest.objects()} & blocks.keys() & known.keys())
+    found = {item.key for item in dest.listing()} & blocks.keys()
+    there = sorted(key for key in found if blocks[key].whole or key in noted)
 
     def is_right(key: str) -> bool:
-        return chunks.stored_digest(blocks[key].schema, dest.read(key)) == known[key]
+        block = blocks[key]
+        known = origin.run.chunk(block.pieces[0].key).digest if block.whole else noted[key]
+        return chunks.stored_digest(block.schema, dest.read(key)) == known
 
     kept = set()
     progress.begin("checking what is there", len(there), "chunks")
@@ -115,10 +121,10 @@ def _fetch(
         dest.put(key, _encode(missing[key].schema, values).data)
         return key, chunks.digest(values)
 
-    progress.begin("pulling", sum(_cost(origin, block) for block in missing.values()), "B")
+    progress.begin("pulling", sum(_read_bytes(block) for block in missing.values()), "B")
     for number, (key, digest) in enumerate(concurrent_map(fetch, missing), 1):
-        progress.advance("pulling", _cost(origin, missing[key]))
-        if missing[key].digest is None:
+        progress.advance("pulling", _read_bytes(missing[key]))
+        if not missing[key].whole:
             noted[key] = digest
         if noted and (number % NOTED_AFTER == 0 or number == len(missing)):
             dest.put(DIGESTS, json.dumps(noted, indent=0).encode())
@@ -138,7 +144,7 @@ def _axis(name: str, numbers: Numbers) -> ArraySchema:
 
 
 def _blocks(
-    origin: VerifiedSource, stored: ArraySchema, excerpt: ArraySchema, labels: dict[str, Numbers]
+    stored: ArraySchema, excerpt: ArraySchema, labels: dict[str, Numbers]
 ) -> Iterator[tuple[str, Block]]:
     along = [
         [labels[dimension][begin : begin + size] for begin in range(0, count, size)]
@@ -150,13 +156,12 @@ def _blocks(
         index, wanted = zip(*parts, strict=True)
         found = list(pieces(stored, wanted))
         whole = excerpt.chunks == stored.chunks and found[0].is_whole(stored.chunks)
-        digest = origin.run.chunks[found[0].key].digest if whole else None
-        yield excerpt.key(index), Block(excerpt, found, digest)
+        yield excerpt.key(index), Block(excerpt, found, whole)
 
 
-def _cost(origin: VerifiedSource, block: Block) -> int:
-    """The bytes that are read for a chunk of the group."""
-    return sum(origin.run.chunks[piece.key].size for piece in block.pieces)
+def _read_bytes(block: Block) -> int:
+    """About the bytes that are read for a chunk of the group, whose own chunk is no larger than the run's."""
+    return len(block.pieces) * block.schema.chunk_bytes
 
 
 def _values(origin: VerifiedSource, block: Block) -> npt.NDArray[Any]:
