@@ -2,8 +2,9 @@
 
     python tests/benchmarks/network.py [--batches 4] [--sequences 4] [--rate 80] [--only loop|runs]
 
-toxiproxy stands before a MinIO on this machine. A stand-in for the device gives the layers of 4 x 512
-tokens of a model of GPT-Neo 125M's shape at no cost, so that the rate is that of storing: from the first
+toxiproxy stands before a MinIO on this machine. A stand-in for a GPU gives the layers of 4 x 512 tokens of a
+model of GPT-Neo 125M's shape, and brings them to the host, at no cost, so that the rate is that of storing:
+from the first
 layer to the end of the loop, when all is stored, read back and recorded, and to the end of the run. It is
 compared with plain puts of objects of the same sizes by obstore, at the number of connections that is best,
 and `verify` with plain gets. Beside each rate stands how idle the machine was, which client, link and server
@@ -41,7 +42,8 @@ from obstore.store import S3Store
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from neoscope.commands.verify import verify
-from neoscope.pipeline import loop, partition
+from neoscope.pipeline import layer_writer, loop, partition
+from neoscope.pipeline.layer_writer import Slot
 from neoscope.pipeline.run import start
 from neoscope.progress import Progress
 from neoscope.storage.store import open_store
@@ -125,10 +127,11 @@ class Idle:
 
 
 class Device:
-    """A stand-in for the device: it has every layer ready, and says when it was first asked."""
+    """A stand-in for a GPU: it has every layer ready, chunk by chunk, brings it to the host without the
+    processor's help, and says when it was first asked."""
 
     def __init__(self, sequences: int) -> None:
-        self.layers = torch.randn(LAYERS, sequences, POSITIONS, NEURONS)
+        self.layer = torch.randn(sequences, POSITIONS, NEURONS)
         self.began = 0.0
         self.idle = Idle()
 
@@ -137,7 +140,18 @@ class Device:
             self.began, self.idle = time.perf_counter(), Idle()
         for number in range(LAYERS):
             for take in consumers:
-                take(f"MLP_{number}", self.layers[number])
+                take(f"MLP_{number}", self.layer)
+
+
+class FilledSlot(Slot):
+    """Host memory that the device has written."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.host.normal_()
+
+    def take(self, *_: Any) -> Callable[[], None]:
+        return lambda: None
 
 
 def make_model(folder: Path) -> None:
@@ -198,6 +212,7 @@ def rates(folder: Path, endpoint: str, batches: int, sequences: int, rounds: int
 
     originals = loop.stream, partition.store_batches
     loop.stream, partition.store_batches = device.stream, store_batches
+    layer_writer.Slot = FilledSlot  # type: ignore[misc]
     for number in range(rounds):
         url, device.began = f"s3://bench/loop-{number}", 0.0
         options = {
@@ -230,6 +245,7 @@ def rates(folder: Path, endpoint: str, batches: int, sequences: int, rounds: int
         assert verify(open_store(url, endpoint_url=endpoint), Progress(quiet=True)).problems == []
         tell("verify", time.perf_counter() - began, idle.share())
     loop.stream, partition.store_batches = originals
+    layer_writer.Slot = Slot  # type: ignore[misc]
     median = {name: float(np.median([rate for rate, _ in row])) for name, row in rows.items()}
     total = f"{len(sizes)} objects of {sum(sizes.values()) / 1e9:.2f} GB"
     print(f"{batches} batches of {sequences} x {POSITIONS}, {total}")

@@ -24,6 +24,7 @@ from support.kubernetes import (
     namespaced,
     pretended_gpus,
     real_gpus,
+    store_is_up,
     stored,
     succeeded,
     unreachable,
@@ -137,6 +138,7 @@ def test_it_waits_for_quota_takes_part_of_it_is_preempted_and_goes_on_to_its_end
     assert cluster.pods() == []
 
     # Two are free: two of the three pods run, on nodes of the queue's kind.
+    store_is_up(cluster)  # or they would try in vain, and be tried again
     release(cluster, "two")
     cluster.wait(lambda: len(cluster.pods()) == 2)
     spec = cluster.get("job/neoscope")["spec"]

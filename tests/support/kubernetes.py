@@ -147,6 +147,11 @@ class Cluster:
         self.launch(files, folder)
 
 
+def store_is_up(cluster: Cluster) -> None:
+    """Return when the store in the cluster answers."""
+    cluster.kubectl("wait", "deployment/minio", "--for=condition=Available", "--timeout=300s")
+
+
 def unreachable() -> str | None:
     """Why these tests cannot be made here, None where they can."""
     if shutil.which("kubectl") is None:
@@ -174,7 +179,7 @@ def namespaced() -> Iterator[Cluster]:
 @contextmanager
 def forwarded(cluster: Cluster) -> Iterator[Callable[..., Finished]]:
     """The command of this machine, on the store in the cluster."""
-    cluster.kubectl("wait", "deployment/minio", "--for=condition=Available", "--timeout=300s")
+    store_is_up(cluster)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     forward = f"kubectl --namespace {cluster.namespace} port-forward service/minio {port}:9000"
