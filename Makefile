@@ -46,7 +46,7 @@ test: $(READY) ## Runs the tests (ARGS="-k storage")
 
 test-s3: $(READY) ## Runs the tests on S3 servers other than MinIO, built with Go once: four minutes
 	@$(BIN)/python $(MINIO) get
-	@nice $(BIN)/python tests/support/programs.py versitygw rclone
+	@nice $(BIN)/python tests/support/programs.py versitygw seaweedfs rclone
 	@$(BIN)/python -m pytest tests/test_storage/test_servers.py $(ARGS)
 
 test-faults: $(READY) ## Runs the fault tests in full: hundreds of kills, a thousand flipped bits

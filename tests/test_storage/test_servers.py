@@ -5,6 +5,7 @@ moto is always tried; the others where they have been built (`make test-s3` buil
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -43,6 +44,20 @@ def rclone(address: str, folder: Path) -> list[object]:
     return [programs.kept("rclone"), "serve", "s3", folder, "--addr", address, "--auth-key", keys]
 
 
+def seaweedfs(address: str, folder: Path) -> list[object]:
+    host, port = address.split(":")
+    credentials = dict(zip(("accessKey", "secretKey"), KEYS.values(), strict=True))
+    identity = {"name": "tests", "credentials": [credentials], "actions": ["Admin"]}
+    settings = folder / "s3.json"
+    settings.write_text(json.dumps({"identities": [identity]}))
+    words = ["-dir", folder, "-ip", host, "-filer", "-s3", "-s3.port", port, "-s3.config", settings]
+    for name in ("master.port", "volume.port", "filer.port"):
+        words += [f"-{name}", minio._free_port()]
+    for name in ("master", "volume", "filer", "s3"):
+        words += [f"-{name}.port.grpc", minio._free_port()]
+    return [programs.kept("seaweedfs"), "server", *words]
+
+
 @contextmanager
 def serving(command: Command, folder: Path) -> Iterator[str]:
     """A server's address, with one bucket in it."""
@@ -67,7 +82,7 @@ def serving(command: Command, folder: Path) -> Iterator[str]:
         process.wait()
 
 
-@pytest.fixture(params=[moto, versitygw, rclone], ids=lambda command: command.__name__)
+@pytest.fixture(params=[moto, versitygw, seaweedfs, rclone], ids=lambda command: command.__name__)
 def server(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[str, str]]:
@@ -95,7 +110,7 @@ def checked_by(store: Store, size: int) -> str:
     return "ETag" if is_md5(store.tag("probe"), body) else "read back"
 
 
-CHECKED_BY = {"moto": "ETag", "versitygw": "checksum"}
+CHECKED_BY = {"moto": "ETag", "versitygw": "checksum", "seaweedfs": "checksum"}
 
 
 def test_a_run_on_another_server(
