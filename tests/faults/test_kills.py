@@ -21,6 +21,7 @@ from faults.conftest import NewUrl, Tell, Undisturbed, times
 from faults.content import content, differences, objects, phase
 from faults.forks import Forks, Process
 from faults.proxy import Plan, Proxy, Request, proxied
+from neoscope.format.layout import rollup_key
 from neoscope.text.documents import SAMPLE_FILE
 
 MOST_KILLS = 3  # of one run, before it is left in peace
@@ -154,6 +155,35 @@ def test_killed_at_any_request_over_minio(
                     check_absent_or_whole(place, undisturbed)
             finish(forks, place, arguments, undisturbed)
     tell("killed at a random request, MinIO", phases.total(), told(runs, phases))
+
+
+@pytest.mark.parametrize("fault", [None, "reset"], ids=["while it is put", "before it is put"])
+def test_killed_between_the_last_record_and_the_roll_up(
+    forks: Forks,
+    arguments: list[str],
+    undisturbed: Undisturbed,
+    endpoint: str,
+    new_url: NewUrl,
+    tell: Tell,
+    fault: str | None,
+) -> None:
+    process: list[Process] = []
+
+    def kill_at_the_roll_up(request: Request) -> str | None:
+        if request.method != "PUT" or not request.key.endswith(rollup_key(0)):
+            return None
+        process[0].send(signal.SIGKILL)
+        return fault
+
+    place = new_url()
+    with proxied(endpoint, kill_at_the_roll_up) as proxy:
+        process.append(forks.start("run", place, *arguments, "--endpoint-url", proxy.endpoint))
+        assert process[0].wait().code == -signal.SIGKILL
+    found = objects(place).keys()
+    assert "records/00000-00000004.json" in found and not found & set(LAST)
+    assert fault is None or rollup_key(0) not in found
+    finish(forks, place, arguments, undisturbed)
+    tell("killed between the last record and the roll-up", 1, "finished, identical")
 
 
 def requests_of(forks: Forks, arguments: list[str], proxy: Proxy, place: str) -> int:
