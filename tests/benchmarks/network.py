@@ -1,16 +1,17 @@
 """The loop, verify, status and a restart over a network: 15 ms each way and 80 MB/s a connection.
 
-    python tests/benchmarks/network.py [--batches 4] [--sequences 4] [--rate 80] [--only loop|runs]
+    python tests/benchmarks/network.py [--batches 4] [--sequences 4] [--rate 80] [--connections 32]
+                                       [--only loop|runs]
 
 toxiproxy stands before a MinIO on this machine. A stand-in for a GPU gives the layers of 4 x 512 tokens of a
 model of GPT-Neo 125M's shape, and brings them to the host, at no cost, so that the rate is that of storing:
-from the first
-layer to the end of the loop, when all is stored, read back and recorded, and to the end of the run. It is
-compared with plain puts of objects of the same sizes by obstore, at the number of connections that is best,
-and `verify` with plain gets. Beside each rate stands how idle the machine was, which client, link and server
-share: where that is nearly nothing its processors are the limit and not the link; a lower --rate makes it
-the link. Then `status` and a restart of a finished run of 64 partitions, and a whole run of 125M weights over
-the link and over loopback, in turn.
+from the first layer to the end of the loop, when all is stored, read back and recorded, and to the end of the
+run. It is compared with puts of objects of the same sizes by obstore, at the number of connections that is
+best: plain ones, and ones with S3's CRC-64, which the loop sends with every body and MinIO computes too, on
+the same processors. `verify` is compared with plain gets. Beside each rate stands how idle the machine was,
+which client, link and server share: where that is nearly nothing its processors are the limit and not the
+link; a lower --rate makes it the link. Then `status` and a restart of a finished run of 64 partitions, and a
+whole run of 125M weights over the link and over loopback, in turn.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ from neoscope.pipeline import layer_writer, loop, partition
 from neoscope.pipeline.layer_writer import Slot
 from neoscope.pipeline.run import start
 from neoscope.progress import Progress
+from neoscope.storage.integrity import ALGORITHM
+from neoscope.storage.s3 import sibling
 from neoscope.storage.store import open_store
 from neoscope.text.documents import SAMPLE_FILE
 from neoscope.text.tokenizer import packaged_tokenizer
@@ -198,7 +201,14 @@ def at_once(count: int, work: Callable[[tuple[str, int]], object], sizes: dict[s
     return time.perf_counter() - began
 
 
-def rates(folder: Path, endpoint: str, batches: int, sequences: int, rounds: int) -> None:
+def rates(
+    folder: Path,
+    endpoint: str,
+    batches: int,
+    sequences: int,
+    rounds: int,
+    connections: tuple[int, ...],
+) -> None:
     model, text, device = folder / "model", folder / "text.jsonl", Device(sequences)
     make_model(model)
     text.write_bytes(SAMPLE_FILE.read_bytes() * (batches * sequences // 8 + 1))
@@ -233,17 +243,24 @@ def rates(folder: Path, endpoint: str, batches: int, sequences: int, rounds: int
 
         tell("the loop", ended["at"] - device.began, ended["idle"])
         tell("the loop and the commit", to_end, ended["idle"])
-        raw = open_store(f"s3://bench/raw-{number}", endpoint_url=endpoint).backend
+        raw, summed = (
+            open_store(f"s3://bench/{name}-{number}", endpoint_url=endpoint).backend
+            for name in ("raw", "summed")
+        )
+        summed = sibling(summed, checksum_algorithm=ALGORITHM)
         for name, work in (
             ("plain puts", functools.partial(put, raw, body)),
+            ("checked puts", functools.partial(put, summed, body)),
             ("plain gets", functools.partial(get, store.backend)),
         ):
-            for count in CONNECTIONS:
+            for count in connections:
                 idle = Idle()
                 tell(f"{name}, {count} connections", at_once(count, work, sizes), idle.share())
         began, idle = time.perf_counter(), Idle()
         assert verify(open_store(url, endpoint_url=endpoint), Progress(quiet=True)).problems == []
         tell("verify", time.perf_counter() - began, idle.share())
+        for each in (store.backend, raw, summed):
+            obstore.delete(each, list(sizes))
     loop.stream, partition.store_batches = originals
     layer_writer.Slot = Slot  # type: ignore[misc]
     median = {name: float(np.median([rate for rate, _ in row])) for name, row in rows.items()}
@@ -253,7 +270,11 @@ def rates(folder: Path, endpoint: str, batches: int, sequences: int, rounds: int
         spread = f"{min(row)[0]:.0f}..{max(row)[0]:.0f}"
         idle_share = float(np.median([idle for _, idle in row]))
         print(f"{name:<32}{median[name]:>8.0f} MB/s   {spread:<10}  {idle_share:.0%} idle")
-    for ours, theirs in (("the loop", "plain puts"), ("verify", "plain gets")):
+    for ours, theirs in (
+        ("the loop", "plain puts"),
+        ("the loop", "checked puts"),
+        ("verify", "plain gets"),
+    ):
         best = max(rate for name, rate in median.items() if name.startswith(theirs))
         print(f"{ours}: {median[ours] / best:.2f} of the best of {theirs}")
 
@@ -328,8 +349,16 @@ def many_partitions(folder: Path, direct: str, endpoint: str) -> None:
 @click.option("--sequences", default=4)
 @click.option("--rate", default=80, help="MB/s of a connection.")
 @click.option("--rounds", default=3)
+@click.option("--connections", multiple=True, default=CONNECTIONS, help="Of the plain requests.")
 @click.option("--only", type=click.Choice(["loop", "runs"]))
-def main(batches: int, sequences: int, rate: int, rounds: int, only: str | None) -> None:
+def main(
+    batches: int,
+    sequences: int,
+    rate: int,
+    rounds: int,
+    connections: tuple[int, ...],
+    only: str | None,
+) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         with minio.server(place / "minio") as server:
@@ -338,7 +367,7 @@ def main(batches: int, sequences: int, rate: int, rounds: int, only: str | None)
             with link(server.endpoint, rate * 1000) as far:
                 print(f"{LATENCY_MS} ms each way, {rate} MB/s a connection\n{machine()}\n")
                 if only != "runs":
-                    rates(place, far, batches, sequences, rounds)
+                    rates(place, far, batches, sequences, rounds, connections)
                 if only is None:
                     many_partitions(place, server.endpoint, far)
                 if only != "loop":
