@@ -1,10 +1,11 @@
-"""Memory, open files and time a batch of 1000 small batches in one process, and statistics of a million
-tokens.
+"""Memory, open files and time a batch of 1000 small batches in one process, statistics of a million tokens,
+and the memory of `verify`.
 
     python tests/benchmarks/many.py [BATCHES]
 
 A GPT-Neo of 4 layers with 256 neurons. The process is watched from outside, at every tenth of its
-records. Then the same model over 128 batches of 8192 tokens with --no-arrays.
+records. Then the same model over 128 batches of 8192 tokens with --no-arrays, and `verify` of two runs of
+many batches of 8 tokens.
 """
 
 from __future__ import annotations
@@ -23,6 +24,15 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from neoscope.text.documents import SAMPLE_FILE
 from neoscope.text.tokenizer import packaged_tokenizer
+
+# In a process of its own; ru_maxrss would begin with what the process that starts it has.
+VERIFY = """
+import re, sys
+from pathlib import Path
+from neoscope.commands.cli import cli
+cli(["verify", sys.argv[1]], standalone_mode=False)
+print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+"""
 
 
 def make_model(folder: Path) -> None:
@@ -92,6 +102,14 @@ def million(output: Path, model: Path, text: Path) -> str:
     )
 
 
+def verified(output: Path, model: Path, text: Path, batches: int) -> str:
+    shape = ["--sequences", "1", "--positions", "8", "--batches", str(batches)]
+    if start(output, model, text, "--no-arrays", "--no-statistics", *shape).wait():
+        raise SystemExit("the run failed")
+    told = subprocess.check_output([sys.executable, "-c", VERIFY, str(output)], text=True)
+    return f"verify of {batches:,} batches: peak memory {int(told.split()[-1]) / 1e3:.0f} MB"
+
+
 def main(batches: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -102,6 +120,8 @@ def main(batches: int) -> None:
         print(f"{machine()}\n")
         print("\n".join(curve(folder / "many", model, text, batches)), end="\n\n")
         print(million(folder / "million", model, text))
+        for count in (1000, 10_000):
+            print(verified(folder / str(count), model, text, count))
 
 
 if __name__ == "__main__":
