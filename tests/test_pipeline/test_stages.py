@@ -235,18 +235,12 @@ def test_the_failure_that_comes_first_in_the_text_is_told(first: str) -> None:
     assert done == ([] if first == "behind" else ["behind"])
 
 
-@pytest.mark.parametrize("command", ["run", "verify", "pull"])
-def test_records_are_asked_for_many_at_a_time(
-    undisturbed: Run,
-    small_model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    command: str,
+def test_the_commit_asks_for_many_records_at_a_time(
+    undisturbed: Run, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the commit, and by what reads a run: each request waits until all of them are made."""
+    """Each request waits until all of them are made."""
     url = str(shutil.copytree(undisturbed.url, tmp_path / "run"))
-    if command == "run":
-        Path(url, "manifest.json").unlink()
+    Path(url, "manifest.json").unlink()
     together = threading.Barrier(BATCHES)
     really_get = Store.get
 
@@ -256,6 +250,5 @@ def test_records_are_asked_for_many_at_a_time(
         return really_get(store, key, *fits)
 
     monkeypatch.setattr(Store, "get", get)
-    more = {"run": arguments(small_model, batches=BATCHES), "pull": [str(tmp_path / "there")]}
-    done = invoke(command, url, *more.get(command, []))
+    done = invoke("run", url, *arguments(small_model, batches=BATCHES))
     assert done.code == 0, done.err
