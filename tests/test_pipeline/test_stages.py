@@ -235,12 +235,19 @@ def test_the_failure_that_comes_first_in_the_text_is_told(first: str) -> None:
     assert done == ([] if first == "behind" else ["behind"])
 
 
-def test_the_commit_asks_for_many_records_at_a_time(
-    undisturbed: Run, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("command", ["run", "verify"])
+def test_records_are_asked_for_many_at_a_time(
+    undisturbed: Run,
+    small_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
 ) -> None:
-    """Each request waits until all of them are made."""
+    """By the commit and by verify: each request waits until all of them are made. A pull asks for one among
+    the chunks that it names, which are many."""
     url = str(shutil.copytree(undisturbed.url, tmp_path / "run"))
-    Path(url, "manifest.json").unlink()
+    if command == "run":
+        Path(url, "manifest.json").unlink()
     together = threading.Barrier(BATCHES)
     really_get = Store.get
 
@@ -250,5 +257,6 @@ def test_the_commit_asks_for_many_records_at_a_time(
         return really_get(store, key, *fits)
 
     monkeypatch.setattr(Store, "get", get)
-    done = invoke("run", url, *arguments(small_model, batches=BATCHES))
+    more = arguments(small_model, batches=BATCHES) if command == "run" else []
+    done = invoke(command, url, *more)
     assert done.code == 0, done.err

@@ -86,7 +86,7 @@ class Inventory:
                 for key, entry in manifest.get(name, {}).get("objects", {}).items()
             },
         }
-        self._record_digests = _Held(self._read_record_digests, RECORDS_HELD)
+        self._rollups = _Held(self._read_rollup, RECORDS_HELD)
         self._entries = _Held(self._read_entries, RECORDS_HELD)
 
     def names(self) -> Iterator[str]:
@@ -137,7 +137,7 @@ class Inventory:
     def record(self, partition: int, count: int) -> dict[str, Any]:
         """A record. Raises CheckError where it is not the one that its partition's roll-up has."""
         record = read_record(self._store, self.claim, partition, count)
-        if record["content_digest"] != self._record_digests(partition).get(count):
+        if record["content_digest"] != self._record_digest(partition, count):
             raise self._other(record_key(partition, count))
         return record
 
@@ -183,12 +183,19 @@ class Inventory:
         record = RECORD_KEY.fullmatch(key)
         if record is None:
             return self._documents.get(key)
-        return self._record_digests(int(record[1])).get(int(record[2]))
+        return self._record_digest(int(record[1]), int(record[2]))
 
     def _entry(self, key: str) -> Expected | str | None:
         """What its record says of a chunk, or of a state its digest; None of what no record names."""
         place = self._record_of(key)
-        return None if place is None else self._entries(*place).get(key)
+        if place is None:
+            return None
+        partition, count = place
+        if count == self.batches[partition] and state_of(key):
+            return self._rollups(partition)[1].get(
+                key
+            )  # as its record does, which need not be read
+        return self._entries(*place).get(key)
 
     def _record_of(self, key: str) -> tuple[int, int] | None:
         """Partition and number of batches of the record that names a chunk or state."""
@@ -213,17 +220,28 @@ class Inventory:
     def _state_keys(self, name: str, partition: int, count: int) -> list[str]:
         return state_keys(name, partition, count, self.claim["hook"]["layers"])
 
-    def _read_record_digests(self, partition: int) -> dict[int, str]:
-        digests = self.rollup(partition)["records"]
-        return dict(zip(self.record_counts(partition), digests, strict=True))
+    def _record_digest(self, partition: int, count: int) -> str | None:
+        return self._rollups(partition)[0].get(count)
+
+    def _read_rollup(self, partition: int) -> tuple[dict[int, str], dict[str, str]]:
+        """The digests of a partition's records by number of batches, and of its last states by key."""
+        rollup, counts = self.rollup(partition), self.record_counts(partition)
+        records = dict(zip(counts, rollup["records"], strict=True))
+        return records, self._state_digests(rollup) if records else {}
+
+    def _state_digests(self, document: dict[str, Any]) -> dict[str, str]:
+        """Of the states that a record or a roll-up names, by key."""
+        return {
+            state["key"]: state["digest"]
+            for name in kept(self._spec)
+            for state in entries_of(document, name)
+        }
 
     def _read_entries(self, partition: int, count: int) -> dict[str, Expected | str]:
         record = self.record(partition, count)
-        found: dict[str, Expected | str] = {}
+        found: dict[str, Expected | str] = {**self._state_digests(record)}
         for name in self._schemas:
             found |= self.chunks(record, name)
-        for name in kept(self._spec):
-            found |= {state["key"]: state["digest"] for state in entries_of(record, name)}
         return found
 
     def _other(self, key: str) -> CheckError:
