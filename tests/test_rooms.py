@@ -75,8 +75,9 @@ def test_a_room_imports_only_what_is_below_it(room: str) -> None:
 def test_triton_is_imported_where_a_gpu_adds_and_nowhere_else() -> None:
     using = {(room, file) for room in ROOMS for file, name in imports(room) if "triton" in name}
     assert using == {
-        ("statistics", "length_accumulator.py"),
+        ("statistics", "gpu.py"),
         ("statistics", "length_gpu_kernels.py"),
+        ("statistics", "neuron_gpu_kernels.py"),
     }
 
 

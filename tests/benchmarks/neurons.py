@@ -23,7 +23,6 @@ from measure import in_turn, table
 from neoscope import load_model
 from neoscope.model.hooks import stream
 from neoscope.spec import CONTEXTS
-from neoscope.statistics import neuron_accumulator
 from neoscope.statistics.length_accumulator import LengthStatistics
 from neoscope.statistics.neuron_accumulator import NeuronStatistics
 from neoscope.statistics.neurons import Neurons, merge
@@ -54,19 +53,11 @@ def layer_rows() -> dict[str, Callable[[], object]]:
     )
     out = torch.empty(TOKENS, NEURONS)
     values = torch.randn(SEQUENCES, POSITIONS, NEURONS) * 0.8
-    lengths, neurons, other = by_length(1), by_neuron(1), by_neuron(1)
-    kernels = neuron_accumulator._accumulate_numba
-
-    def by_torch() -> None:
-        neuron_accumulator._accumulate_numba = neuron_accumulator.accumulate_torch
-        other.add("MLP_0", values, LENGTHS, 0)
-        neuron_accumulator._accumulate_numba = kernels
-
+    lengths, neurons = by_length(1), by_neuron(1)
     return {
         "c_fc": lambda: torch.addmm(bias, x, weight.t(), out=out),
         "statistics by token length": lambda: lengths.add("MLP_0", values, lengths.place(LENGTHS)),
-        "statistics by neuron": lambda: neurons.add("MLP_0", values, LENGTHS, 0),
-        "statistics by neuron, by torch": by_torch,
+        "statistics by neuron": lambda: neurons.add("MLP_0", values, neurons.place(LENGTHS), 0),
     }
 
 
@@ -83,7 +74,7 @@ def pass_rows(state: NeuronStatistics) -> dict[str, Callable[[], object]]:
 
     def both(name: str, values: torch.Tensor) -> None:
         lengths.add(name, values, lengths.place(LENGTHS))
-        state.add(name, values, LENGTHS, 0)
+        state.add(name, values, state.place(LENGTHS), 0)
 
     consumers = {
         "without statistics": nothing,

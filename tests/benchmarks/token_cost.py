@@ -76,7 +76,7 @@ def time_pass(rounds: int, shape: tuple[int, int, int, int]) -> None:
 
     def usual(name: str, values: torch.Tensor) -> None:
         by_length.add(name, values, by_length.place(lengths))
-        by_neuron.add(name, values, lengths, 0)
+        by_neuron.add(name, values, by_neuron.place(lengths), 0)
 
     def add(sums: TokenStatistics, name: str, values: torch.Tensor) -> None:
         sums.add(name, values, ids, lengths)

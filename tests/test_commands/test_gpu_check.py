@@ -32,7 +32,7 @@ def test_every_check_and_measure_on_a_cpu_in_a_gpus_place(small_model: Path) -> 
     subject = Subject(str(small_model), "pretrained", "cpu")
     lines = list(gpu_check.report([subject], CPU, sequences=4, positions=16, rounds=1))
     told = [line for line in lines if line[:6] in ("PASS  ", "FAIL  ")]
-    assert len(told) == 3 * 4 + 3
+    assert len(told) == 3 * 5 + 3
     assert [line for line in told if line.startswith("FAIL")] == []
     assert [line.split(" | ")[0][2:] for line in lines if " tokens/s" in line] == list(timings.ROWS)
     found = json.loads(lines[-1])

@@ -28,8 +28,9 @@ from neoscope.format.arrays import array_schemas
 from neoscope.pipeline import layer_writer
 from neoscope.pipeline.layer_writer import LayerWriter
 from neoscope.spec import RunSpec
-from neoscope.statistics import length_accumulator
+from neoscope.statistics import gpu, length_accumulator, neuron_accumulator
 from neoscope.statistics.length_accumulator import LengthStatistics
+from neoscope.statistics.neuron_accumulator import NeuronStatistics
 from neoscope.storage.store import Store
 
 sanitizer = pytest.importorskip(
@@ -203,12 +204,11 @@ def layers_of_a_batch(device: Device, monkeypatch: pytest.MonkeyPatch) -> list[b
     spec = RunSpec(sequences=SEQUENCES, positions=POSITIONS)
     schemas = array_schemas(spec, layers=range(LAYERS), neurons=NEURONS)
     store = Store("memory", MemoryStore())  # type: ignore[arg-type]
-    statistics = LengthStatistics(
-        np.arange(1, 9, dtype=np.uint16),
-        layers=[f"MLP_{number}" for number in range(LAYERS)],
-        neurons=NEURONS,
-        device=torch.device("cpu"),
+    names, cpu = [f"MLP_{number}" for number in range(LAYERS)], torch.device("cpu")
+    by_length = LengthStatistics(
+        np.arange(1, 9, dtype=np.uint16), layers=names, neurons=NEURONS, device=cpu
     )
+    by_neuron = NeuronStatistics(layers=names, neurons=NEURONS, tokens=99, device=cpu, contexts=3)
     lengths = (
         np.arange(SEQUENCES * POSITIONS).reshape(SEQUENCES, POSITIONS).astype(np.uint16) % 8 + 1
     )
@@ -218,16 +218,18 @@ def layers_of_a_batch(device: Device, monkeypatch: pytest.MonkeyPatch) -> list[b
         slots = [slot.host.data_ptr() for slot in taken]
         for slot in taken:
             writer._free.put(slot)
-        placed = statistics.place(lengths)
-        for number in range(LAYERS):
+        placed, tokens = by_length.place(lengths), by_neuron.place(lengths)
+        for number, name in enumerate(names):
             with device:
                 values.fill_(number)
-                writer.write(schemas[f"MLP_{number}"], 0, values, "records/none")
-                statistics.add(f"MLP_{number}", values, placed)
+                writer.write(schemas[name], 0, values, "records/none")
+                by_length.add(name, values, placed)
+                by_neuron.add(name, values, tokens, 0)
         stored = {
             name: [part.result() for part in parts] for name, parts in writer.finish().items()
         }
-    statistics.check()
+    by_length.check()
+    by_neuron.check()
     for number in range(LAYERS):
         expected = np.full(math.prod(schemas["MLP_0"].chunks), number, np.float32)
         for part in stored[f"MLP_{number}"]:
@@ -237,14 +239,16 @@ def layers_of_a_batch(device: Device, monkeypatch: pytest.MonkeyPatch) -> list[b
 
 @pytest.fixture(autouse=True)
 def statistics_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Statistics whose kernel is told to the device as an operator with these arguments."""
+    """Statistics whose kernels are told to the device as operators with these arguments."""
 
-    def kernel(rows: torch.Tensor, placed: Any, *state: torch.Tensor) -> None:
-        for each in state:
-            each.add_(rows[0, 0].to(each.dtype) * 0)
+    def kernel(values: torch.Tensor, *rest: Any) -> None:
+        for each in rest:
+            if isinstance(each, torch.Tensor):
+                each.add_(values.flatten()[0].to(each.dtype) * 0)
 
-    monkeypatch.setattr(length_accumulator, "_is_gpu", lambda _device: True)
+    monkeypatch.setattr(gpu, "is_gpu", lambda _device: True)
     monkeypatch.setattr(length_accumulator, "_triton", lambda: kernel)
+    monkeypatch.setattr(neuron_accumulator, "_triton", lambda: kernel)
 
 
 def test_the_order_of_streams_leaves_no_access_to_chance(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,8 @@ def dataset(lengths: npt.NDArray[np.uint16]) -> xr.Dataset:
             contexts=CONTEXTS,
         )
         for name, layer in zip(("MLP_2", "MLP_5"), values, strict=True):
-            state.add(name, torch.from_numpy(layer[half]), lengths[half], half.start * POSITIONS)
+            placed = state.place(lengths[half])
+            state.add(name, torch.from_numpy(layer[half]), placed, half.start * POSITIONS)
         parts.append(state.neurons())
     arrays = merge(parts, CONTEXTS) | coordinates(LAYERS)
     labels = {name: arrays.pop(name) for name in ("layer", "first_position")}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,34 +15,14 @@ import pytest
 import torch
 
 from neoscope.errors import CheckError, InputError
-from neoscope.statistics import length_accumulator
+from neoscope.statistics import gpu, length_accumulator
 from neoscope.statistics.length_accumulator import LengthStatistics, PlacedTokens
 from neoscope.statistics.length_cells import BINS, HALF, Cells, merge
+from support import gpu_kernels
 from support.by_numpy import EDGES, assert_as_numpy
 
 VOCABULARY = np.array([0, 1, 1, 2, 3, 5, 8, 64], np.uint16)  # lengths by token id; 0 is special
 NEURONS = 700  # more than a block of the kernel, and no multiple of it
-
-
-def gpu_kernel() -> Any:
-    pytest.importorskip("triton", reason="it comes with torch on Linux")
-    from neoscope.statistics import length_gpu_kernels
-
-    return length_gpu_kernels.accumulate
-
-
-@pytest.fixture
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a GPU does, with Triton's own interpreter in its place."""
-    from triton.runtime.interpreter import InterpretedFunction
-
-    kernel = InterpretedFunction(gpu_kernel().fn)
-    monkeypatch.setattr(length_accumulator, "_is_gpu", lambda _device: True)
-    monkeypatch.setattr(
-        length_accumulator,
-        "_triton",
-        lambda: functools.partial(length_accumulator._add_triton, kernel),
-    )
 
 
 def some(seed: int, sequences: int = 4) -> tuple[torch.Tensor, npt.NDArray[np.uint16]]:
@@ -148,14 +128,12 @@ def hard() -> Iterator[tuple[torch.Tensor, npt.NDArray[np.uint16]]]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_gpu_adds_the_same_bits(as_on_a_gpu: None, dtype: torch.dtype) -> None:
+def test_a_gpu_adds_the_same_bits(dtype: torch.dtype) -> None:
     batches = [(values.to(dtype), lengths) for values, lengths in hard()]
-    interpreted = statistics_of(*batches)
-    assert interpreted._on_gpu
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(length_accumulator, "_is_gpu", lambda _device: False)
-        compiled = statistics_of(*batches)
-    assert not compiled._on_gpu
+    with gpu_kernels.as_on_a_gpu():
+        interpreted = statistics_of(*batches)
+    compiled = statistics_of(*batches)
+    assert interpreted._on_gpu and not compiled._on_gpu
     assert same(interpreted.cells(), compiled.cells())
     assert np.isfinite(interpreted.cells().squares).all() == (dtype == torch.float32)
 
@@ -163,29 +141,17 @@ def test_a_gpu_adds_the_same_bits(as_on_a_gpu: None, dtype: torch.dtype) -> None
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 def test_the_kernel_compiles_for_a_gpu_and_rounds_each_product(capability: int, dtype: str) -> None:
-    """As far as the machine code: it takes no GPU to make it."""
-    kernel = gpu_kernel()
-    launches: list[dict[str, Any]] = []
-
-    class Recorded:
-        def __getitem__(self, _grid: tuple[int, int]) -> Callable[..., None]:
-            return lambda *_values, **named: launches.append(named)
-
+    """As far as the machine code."""
+    kernel = gpu_kernels.module("length_gpu_kernels").accumulate
     rows, placed = torch.zeros(1, NEURONS), PlacedTokens(*[np.zeros(1, np.int64)] * 2)
     placed = dataclasses.replace(placed, by_cell=(torch.zeros(1),) * 4)
-    length_accumulator._add_triton(Recorded(), rows, placed)
-    (options,) = launches
-    fusion = options.pop("enable_fp_fusion")
+    length_accumulator._add_triton(recorded := gpu_kernels.Recorded(), rows, placed)
     types = {"values": f"*{dtype}", "pivot": "*fp32", "histogram": "*i64", "neurons": "i32"}
     types |= dict.fromkeys(("order", "starts", "cells", "fresh"), "*i32")
-    types |= dict.fromkeys(("total", "squares"), "*fp64") | dict.fromkeys(options, "constexpr")
-    import triton
-
-    source = triton.compiler.ASTSource(fn=kernel, signature=types, constexprs=options)
-    target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
-    made = triton.compile(source, target=target, options={"enable_fp_fusion": fusion})
-    assert made.asm["cubin"]
-    assert "mul.rn.f64" in made.asm["ptx"] and "fma.rn.f64" not in made.asm["ptx"]
+    types |= dict.fromkeys(("total", "squares"), "*fp64")
+    made = gpu_kernels.machine_code(kernel, types, recorded.options, capability)
+    assert made["cubin"]
+    assert "mul.rn.f64" in made["ptx"] and "fma.rn.f64" not in made["ptx"]
 
 
 def test_where_triton_cannot_compile_the_fix_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,25 +162,24 @@ def test_where_triton_cannot_compile_the_fix_is_told(monkeypatch: pytest.MonkeyP
             raise RuntimeError("Failed to find C compiler.")
 
     monkeypatch.setattr(type(driver), "active", Active(), raising=False)
-    length_accumulator._triton.cache_clear()
+    gpu.kernels.cache_clear()
     with pytest.raises(InputError, match="fails here .Failed to find C comp.*install gcc.*--no-st"):
         LengthStatistics(VOCABULARY, layers=["MLP_0"], neurons=1, device=torch.device("cuda"))
 
 
-@pytest.mark.parametrize("way", ["cpu", "gpu"])
+@pytest.mark.parametrize("way", [contextlib.nullcontext, gpu_kernels.as_on_a_gpu])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("token", [0, 7])
 def test_a_value_that_is_not_finite_is_an_error(
-    value: float, token: int, way: str, request: pytest.FixtureRequest
+    value: float, token: int, way: Callable[[], AbstractContextManager[None]]
 ) -> None:
     values, lengths = some(0)
     lengths[:] = 2
     values[1, token, 3] = value
-    if way == "gpu":
-        request.getfixturevalue("as_on_a_gpu")
-    state = LengthStatistics(
-        VOCABULARY, layers=["MLP_0", "MLP_1"], neurons=NEURONS, device=torch.device("cpu")
-    )
+    with way():
+        state = LengthStatistics(
+            VOCABULARY, layers=["MLP_0", "MLP_1"], neurons=NEURONS, device=torch.device("cpu")
+        )
     placed = state.place(lengths)
     state.add("MLP_0", torch.zeros(values.shape), placed)
     state.check()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
+from collections.abc import Iterator
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,7 @@ import torch
 
 from neoscope.errors import CheckError, UsageError
 from neoscope.statistics import neuron_accumulator
-from neoscope.statistics.neuron_accumulator import NeuronStatistics
+from neoscope.statistics.neuron_accumulator import CountedTokens, NeuronStatistics
 from neoscope.statistics.neurons import (
     BINS,
     DESCRIPTIONS,
@@ -25,6 +28,7 @@ from neoscope.statistics.neurons import (
     coordinates,
     merge,
 )
+from support import gpu_kernels
 from support.neurons_by_numpy import assert_as_numpy
 
 NEURONS = 135  # more than the kernel has in the cache at a time, and no multiple of it
@@ -33,15 +37,11 @@ CPU = torch.device("cpu")
 Batch = tuple[torch.Tensor, npt.NDArray[np.uint16]]
 
 
-@pytest.fixture(params=["kernel", "torch"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways of adding: the kernel, and what runs on a GPU, on a CPU."""
-    if request.param == "torch":
-        monkeypatch.setattr(
-            neuron_accumulator, "_accumulate_numba", neuron_accumulator.accumulate_torch
-        )
-        monkeypatch.setattr(neuron_accumulator, "GPU_ELEMENTS", 3 * POSITIONS * NEURONS)
-    return str(request.param)
+@pytest.fixture(params=["cpu", "gpu"])
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Both ways of adding: that of a CPU, and that of a GPU with its kernels interpreted."""
+    with gpu_kernels.as_on_a_gpu() if request.param == "gpu" else contextlib.nullcontext():
+        yield request.param
 
 
 def some(seed: int, sequences: int = 4, positions: int = POSITIONS) -> Batch:
@@ -68,7 +68,7 @@ def state_of(*batches: Batch, first: int = 0, contexts: int = 3) -> Neurons:
     """The state of batches, the first of which begins at token `first`."""
     state = statistics(contexts, batches[0][0].shape[2])
     for values, lengths in batches:
-        state.add("MLP_0", values, lengths, first)
+        state.add("MLP_0", values, state.place(lengths), first)
         first += lengths.size
     state.check()
     return state.neurons()
@@ -152,8 +152,8 @@ def test_a_partition_without_some_tokens_merges(way: str) -> None:
     assert_as_numpy(merge(parts, 3), *joined(batches), layer=0)
 
 
-def test_where_the_text_is_divided_changes_no_bit() -> None:
-    values, lengths = some(0, sequences=6, positions=150)
+def test_where_the_text_is_divided_changes_no_bit(way: str) -> None:
+    values, lengths = some(0, sequences=6, positions=70)
     whole = state_of((values, lengths))
     parts = [(values[i : i + 2], lengths[i : i + 2]) for i in (0, 2, 4)]
     assert state_of(*parts).dump() == whole.dump()
@@ -162,37 +162,88 @@ def test_where_the_text_is_divided_changes_no_bit() -> None:
         again = statistics()
         again.restore(Neurons.load(state_of(*parts[:stop]).dump()))
         for index in range(stop, 3):
-            again.add("MLP_0", *parts[index], index * 300)
+            part, placed = parts[index][0], again.place(parts[index][1])
+            again.add("MLP_0", part, placed, index * 140)
         assert again.neurons().dump() == whole.dump()
 
 
-def test_on_other_devices_where_the_text_is_divided_changes_sums_within_rounding(
-    monkeypatch: pytest.MonkeyPatch,
+def hard() -> Iterator[Batch]:
+    """Batches on which sums in another order, or with a product that is not rounded, would differ."""
+    for seed in range(3):
+        values, lengths = some(seed)
+        values[0] *= 1e6
+        values[1] += 10_000.0
+        values[2, ::2] = -values[2, : POSITIONS - 5]
+        values[3, 3, :6] = torch.tensor([0, -0.0, 1e-45, -1e-45, 3.4e38, -3.4e38])
+        yield values, lengths
+    yield some(4)[0], np.zeros((4, POSITIONS), np.uint16)  # nothing but special tokens
+    yield some(5, positions=40)[0], np.full((4, 40), 8, np.uint16)  # of more than one block
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_a_gpu_adds_the_same_bits(dtype: torch.dtype) -> None:
+    most = torch.finfo(dtype).max
+    batches = [(values.clamp(-most, most).to(dtype), lengths) for values, lengths in hard()]
+    with gpu_kernels.as_on_a_gpu():
+        interpreted = state_of(*batches)
+    assert interpreted.dump() == state_of(*batches).dump()
+
+
+KERNELS = {
+    "add_powers": {
+        "tokens": "*i32",
+        "count": "i32",
+        "pivot": "*fp32",
+        "powers": "*fp64",
+        "neurons": "i32",
+    },
+    "count_and_compare": {
+        "counts": "*u8",
+        **dict.fromkeys(("positions", "start", "stop"), "i32"),
+        **dict.fromkeys(("firing", "histogram"), "*i32"),
+        "high": "*fp32",
+        "high_token": "*i64",
+        "low": "*fp32",
+        "low_token": "*i64",
+        "neurons": "i32",
+        "first": "i64",
+    },
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_the_kernels_compile_for_a_gpu_and_round_each_product(
+    name: str, capability: int, dtype: str
 ) -> None:
-    values, lengths = some(0, sequences=6)
-    kernel = merge([state_of((values, lengths))], 3)
-    monkeypatch.setattr(
-        neuron_accumulator, "_accumulate_numba", neuron_accumulator.accumulate_torch
+    """As far as the machine code."""
+    kernel = getattr(gpu_kernels.module("neuron_gpu_kernels"), name)
+    recorded = {each: gpu_kernels.Recorded() for each in KERNELS}
+    tokens = CountedTokens(slice(0, 1), np.ones((1, 1), np.bool_), torch.zeros(1), torch.zeros(1))
+    state = statistics()._state
+    neuron_accumulator._accumulate_triton(
+        SimpleNamespace(**recorded),
+        torch.zeros(1, 1, NEURONS),
+        tokens,
+        0,
+        *(each[0, 0] for each in state.values()),
     )
-    parts = [(values[i : i + 2], lengths[i : i + 2]) for i in (0, 2, 4)]
-    begun = statistics()
-    begun.restore(Neurons.load(state_of(*parts[:1]).dump()))
-    for index in (1, 2):
-        begun.add("MLP_0", *parts[index], index * 2 * POSITIONS)
-    divided = merge([begun.neurons()], 3)
-    moments = ("mean", "moment2", "moment3", "moment4")
-    assert same(kernel, divided, but=moments)
-    for name in moments:
-        scale = np.abs(kernel[name]).max()
-        np.testing.assert_allclose(divided[name], kernel[name], rtol=1e-9, atol=1e-12 * scale)
+    types = {"values": f"*{dtype}", **KERNELS[name]}
+    made = gpu_kernels.machine_code(kernel, types, recorded[name].options, capability)
+    assert made["cubin"]
+    assert ("mul.rn.f64" in made["ptx"]) == (name == "add_powers")
+    assert "fma.rn.f64" not in made["ptx"]
 
 
 def test_a_state_that_was_taken_does_not_change(way: str) -> None:
     state = statistics()
-    state.add("MLP_0", *some(0), 0)
+    values, lengths = some(0)
+    state.add("MLP_0", values, state.place(lengths), 0)
     taken = state.neurons()
     before = taken.dump()
-    state.add("MLP_0", *some(1), 44)
+    state.add("MLP_0", values, state.place(lengths), 44)
     assert taken.dump() == before
 
 
@@ -200,7 +251,7 @@ def test_layers_are_apart() -> None:
     batches = [some(0), some(1)]
     state = statistics(layers=2)
     for layer, (values, _) in enumerate(batches):
-        state.add(f"MLP_{layer}", values, batches[0][1], 0)
+        state.add(f"MLP_{layer}", values, state.place(batches[0][1]), 0)
     arrays = merge([state.neurons()], 3)
     for layer, (values, _) in enumerate(batches):
         assert_as_numpy(arrays, values.numpy(), batches[0][1], layer=layer)
@@ -265,7 +316,7 @@ def test_counts_use_all_of_their_bits(way: str) -> None:
     full.tokens[:] = full.firing[:] = full.histogram[full.histogram > 0] = 2**32 - 2
     state = statistics(neurons=1)
     state.restore(Neurons.load(full.dump()))
-    state.add("MLP_0", values, lengths, 2)
+    state.add("MLP_0", values, state.place(lengths), 2)
     found = merge([state.neurons()] * 2, 3)
     assert found["firing"][0, :, 0].tolist() == [2 * (2**32 - 1)] * 2
     assert found["histogram"].max(axis=-1)[0, :, 0].tolist() == [2 * (2**32 - 1)] * 2
@@ -281,10 +332,10 @@ def test_constant_layers_are_found() -> None:
     state = statistics(layers=3)
     lengths = batches[0][1]
     for layer, values in enumerate((batches[0][0], torch.zeros(4, POSITIONS, NEURONS))):
-        state.add(f"MLP_{layer}", values, lengths, 0)
+        state.add(f"MLP_{layer}", values, state.place(lengths), 0)
     one = torch.full((4, POSITIONS, NEURONS), 0.5)
     one[:, :, 0] = batches[0][0][:, :, 0]  # all neurons but one are constant, which may be
-    state.add("MLP_2", one, lengths, 0)
+    state.add("MLP_2", one, state.place(lengths), 0)
     assert constant_layers(merge([state.neurons()], 3)) == [1]
 
     single = np.zeros_like(lengths)

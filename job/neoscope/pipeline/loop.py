@@ -30,13 +30,16 @@ from neoscope.model.memory import translate_out_of_memory
 from neoscope.pipeline import memory
 from neoscope.pipeline.inputs import Inputs
 from neoscope.pipeline.layer_writer import LayerWriter, put_array
-from neoscope.pipeline.partition_statistics import PartitionStatistics, make_statistics
+from neoscope.pipeline.partition_statistics import (
+    PartitionStatistics,
+    Placed,
+    make_statistics,
+)
 from neoscope.pipeline.recording import Destination, Recording, Timings
 from neoscope.pipeline.stages import InOrder, ahead
 from neoscope.pipeline.stored_batch import PassedBatch, StoredBatch
 from neoscope.pipeline.timing import timed
 from neoscope.spec import RunSpec
-from neoscope.statistics.length_accumulator import PlacedTokens
 from neoscope.storage.store import REQUESTS_IN_FLIGHT
 from neoscope.text.packing import Batch
 
@@ -135,13 +138,14 @@ def _pass(stages: _Stages, number: int, batch: Batch, record: str, timings: Timi
         for first in range(0, spec.sequences, spec.pass_sequences):
             sequences = slice(first, first + spec.pass_sequences)
             ids, lengths = batch.token_ids[sequences], token_lengths[sequences]
-            placed = stages.statistics.place(lengths)
+            offset = (_of_run(stages, number) * spec.sequences + first) * spec.positions
+            placed = stages.statistics.place(lengths, offset)
             by_token = [_by_token(stages, ids, lengths, timings)] if spec.token_sums else []
             stream(
                 prepared.loaded.model,
                 ids,
                 [
-                    functools.partial(take, sequences, lengths, placed),
+                    functools.partial(take, first, placed),
                     *([] if prepared.maps else by_token),
                 ],
                 forward=spec.forward,
@@ -162,23 +166,16 @@ def _taker(
     number: int,
     record: str,
     timings: Timings,
-) -> Callable[[slice, npt.NDArray[np.uint16], PlacedTokens | None, str, torch.Tensor], None]:
-    """What becomes of each layer of batch `number`, of some of its sequences, inside its hook."""
+) -> Callable[[int, Placed, str, torch.Tensor], None]:
+    """What becomes of each layer of batch `number`, from some first sequence on, inside its hook."""
     spec, to, batch = stages.spec, stages.to, _of_run(stages, number)
 
-    def take(
-        sequences: slice,
-        lengths: npt.NDArray[np.uint16],
-        placed: PlacedTokens | None,
-        name: str,
-        values: torch.Tensor,
-    ) -> None:
+    def take(first: int, placed: Placed, name: str, values: torch.Tensor) -> None:
         stages.recording.check()
         if stages.writer:
-            stages.writer.write(to.schemas[name], batch, values, record, first=sequences.start)
+            stages.writer.write(to.schemas[name], batch, values, record, first=first)
         with timed(timings, "statistics"):
-            first = (batch * spec.sequences + sequences.start) * spec.positions
-            stages.statistics.add(name, values, lengths, placed, first)
+            stages.statistics.add(name, values, placed)
         to.progress.advance(f"batch {number + 1} of {spec.batches}, {name}")
 
     return take

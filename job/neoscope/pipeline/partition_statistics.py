@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from neoscope.pipeline import memory
 from neoscope.spec import LAYER, RunSpec
 from neoscope.statistics.length_accumulator import LengthStatistics, PlacedTokens
 from neoscope.statistics.length_cells import Cells
-from neoscope.statistics.neuron_accumulator import NeuronStatistics
+from neoscope.statistics.neuron_accumulator import CountedTokens, NeuronStatistics
 from neoscope.statistics.neurons import Neurons
 from neoscope.statistics.token_accumulator import TokenStatistics
 
@@ -44,6 +44,16 @@ def compile_kernels(spec: RunSpec) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class Placed:
+    """The tokens of one pass as the statistics take them, the same for each layer; `first` is the offset of
+    the first of them in the run's flattened `token_ids`."""
+
+    first: int
+    by_length: PlacedTokens | None
+    by_neuron: Sequence[CountedTokens]
+
+
+@dataclasses.dataclass(frozen=True)
 class PartitionStatistics:
     """Those that the spec asks for; the others are None. They are of the values as they are stored."""
 
@@ -52,26 +62,22 @@ class PartitionStatistics:
     by_neuron: NeuronStatistics | None
     by_token: TokenStatistics | None
 
-    def place(self, token_lengths: npt.NDArray[np.uint16]) -> PlacedTokens | None:
-        """Where the tokens of a pass belong, once for all its layers."""
-        return self.by_length.place(token_lengths) if self.by_length else None
+    def place(self, token_lengths: npt.NDArray[np.uint16], first: int) -> Placed:
+        """Where the tokens of a pass belong, of these lengths [sequence, position], once for all its layers;
+        `first` as in `Placed`."""
+        return Placed(
+            first,
+            self.by_length.place(token_lengths) if self.by_length else None,
+            self.by_neuron.place(token_lengths) if self.by_neuron else (),
+        )
 
-    def add(
-        self,
-        name: str,
-        values: torch.Tensor,
-        token_lengths: npt.NDArray[np.uint16],
-        placed: PlacedTokens | None,
-        first: int,
-    ) -> None:
-        """Add a layer's values [sequence, position, neuron] at tokens of these lengths [sequence,
-        position], which are `placed`; `first` is the offset of the first of them in the run's flattened
-        `token_ids`."""
+    def add(self, name: str, values: torch.Tensor, placed: Placed) -> None:
+        """Add a layer's values [sequence, position, neuron]."""
         stored = values.to(self.dtype) if self.by_length or self.by_neuron else values
-        if self.by_length and placed:
-            self.by_length.add(name, stored, placed)
+        if self.by_length and placed.by_length:
+            self.by_length.add(name, stored, placed.by_length)
         if self.by_neuron:
-            self.by_neuron.add(name, stored, token_lengths, first)
+            self.by_neuron.add(name, stored, placed.by_neuron, placed.first)
 
     def add_tokens(
         self,

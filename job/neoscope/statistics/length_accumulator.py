@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import subprocess
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from neoscope.errors import InputError
+from neoscope.statistics import gpu
 from neoscope.statistics.finite import check_finite
 from neoscope.statistics.length_cells import BINS, BINS_PER_UNIT, HALF, Cells
 
@@ -59,7 +58,7 @@ class LengthStatistics:
         self._layers = {name: index for index, name in enumerate(layers)}
         self._lengths = np.unique(vocabulary_lengths[vocabulary_lengths > 0])
         cells = 2 * len(self._lengths)
-        self._on_gpu = _is_gpu(device)
+        self._on_gpu = gpu.is_gpu(device)
         self._add = _triton() if self._on_gpu else _numba()
 
         def zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -135,10 +134,6 @@ class LengthStatistics:
         return cells.reshape(-1)
 
 
-def _is_gpu(device: torch.device) -> bool:
-    return device.type == "cuda"
-
-
 @functools.cache
 def _numba() -> Add:
     """Add a layer in one pass over its values on the CPU."""
@@ -155,21 +150,9 @@ def _numba() -> Add:
     return add
 
 
-@functools.cache
 def _triton() -> Add:
     """Add a layer in one pass over its values on the GPU. Raises InputError where Triton cannot."""
-    try:
-        from triton.runtime import driver
-
-        from neoscope.statistics import length_gpu_kernels
-
-        driver.active.get_current_device()
-    except (ImportError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
-        raise InputError(
-            f"statistics on a GPU are compiled by Triton, which fails here ({error}): it needs a C "
-            "compiler and Python's headers (apt-get install gcc python3-dev), or use --no-statistics"
-        ) from None
-    return functools.partial(_add_triton, length_gpu_kernels.accumulate)
+    return functools.partial(_add_triton, gpu.kernels("length_gpu_kernels").accumulate)
 
 
 def _add_triton(

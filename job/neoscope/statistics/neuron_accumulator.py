@@ -7,7 +7,9 @@ derived from the state.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,25 +17,37 @@ import numpy.typing as npt
 import torch
 
 from neoscope.errors import UsageError
+from neoscope.statistics import gpu
 from neoscope.statistics.finite import check_finite
-from neoscope.statistics.neurons import (
-    BINS,
-    BINS_PER_UNIT,
-    GPU_ELEMENTS,
-    HALF,
-    POWERS,
-    Neurons,
-)
+from neoscope.statistics.neurons import BINS, BINS_PER_UNIT, HALF, POWERS, Neurons
 
 MAX_TOKENS = 2**32 - 1  # that 32 bits count
+# Of a GPU: a warp has a row of a cache line, so that as many as there are share the sums that are added one
+# after another; and what a block of threads counts at a time.
+WARP_NEURONS, TOKENS_AT_A_TIME = 32, 16
+BLOCK_POSITIONS, BLOCK_NEURONS = 32, 64
+Accumulate = Callable[..., None]
+
+
+@dataclasses.dataclass(frozen=True)
+class CountedTokens:
+    """The tokens of one pass that count and are, or are not, at first positions, the same for each layer.
+
+    `positions` are those that they can have. On a GPU the rest is there too, uploaded once.
+    """
+
+    positions: slice
+    counted: npt.NDArray[np.bool_]  # [sequence, position]
+    tokens_on_gpu: torch.Tensor | None = None  # int32, ascending
+    counted_on_gpu: torch.Tensor | None = None  # uint8 [sequence, position]
 
 
 class NeuronStatistics:
     """The cumulative state of one partition of at most `tokens` tokens, on the device where the layers are.
 
     Values are added one after another in the order of their tokens, so the state does not depend on
-    where passes, batches or restarts divide the text: on a CPU to the last bit, elsewhere its sums
-    agree within rounding and all else is the same. Each batch must stand after those before it.
+    where passes, batches or restarts divide the text, to the last bit, nor on whether a CPU or a GPU
+    adds them. Each batch must stand after those before it.
     """
 
     def __init__(
@@ -51,6 +65,8 @@ class NeuronStatistics:
                 "statistics by neuron count to: give more --partitions, or fewer --batches"
             )
         self._layers = {name: index for index, name in enumerate(layers)}
+        self._device, self._on_gpu = device, gpu.is_gpu(device)
+        self._accumulate = _triton() if self._on_gpu else _accumulate_numba
 
         def full(*shape: int, dtype: torch.dtype, value: float = 0) -> torch.Tensor:
             return torch.full((len(layers), 2, *shape), value, dtype=dtype, device=device)
@@ -69,26 +85,36 @@ class NeuronStatistics:
             "lowest_token": full(neurons, contexts, dtype=torch.int64, value=-1),
         }
 
+    def place(self, token_lengths: npt.NDArray[np.uint16]) -> tuple[CountedTokens, ...]:
+        """Which tokens of a pass count, of these lengths [sequence, position], those of length 0, which are
+        special, left out: those behind first positions, and those at them."""
+        placed = []
+        for positions in (slice(1, token_lengths.shape[1]), slice(0, 1)):
+            counted = np.zeros(token_lengths.shape, np.bool_)
+            counted[:, positions] = token_lengths[:, positions] > 0
+            on_gpu: list[torch.Tensor] = []
+            if self._on_gpu:
+                for each in (np.flatnonzero(counted).astype(np.int32), counted.astype(np.uint8)):
+                    on_gpu.append(torch.from_numpy(each).to(self._device))
+            placed.append(CountedTokens(positions, counted, *on_gpu))
+        return tuple(placed)
+
     def add(
-        self, name: str, values: torch.Tensor, token_lengths: npt.NDArray[np.uint16], first: int
+        self, name: str, values: torch.Tensor, placed: Sequence[CountedTokens], first: int
     ) -> None:
-        """Add a layer's values [sequence, position, neuron] at tokens of these lengths [sequence,
-        position]; those of length 0 are special and do not count. `first` is the place of their first
-        token in the run's flattened `token_ids`. See `check` for values that are not finite."""
+        """Add a layer's values [sequence, position, neuron] at tokens that were placed. `first` is the place
+        of their first token in the run's flattened `token_ids`. See `check` for values that are not
+        finite."""
         layer = self._layers[name]
-        values = values.float()
-        accumulate = _accumulate_numba if values.device.type == "cpu" else accumulate_torch
-        for index, positions in enumerate((slice(1, None), slice(0, 1))):
-            chosen = np.zeros(token_lengths.shape, np.bool_)
-            chosen[:, positions] = token_lengths[:, positions] > 0
-            if not chosen.any():
+        for index, tokens in enumerate(placed):
+            if not tokens.counted.any():
                 continue
             if not self._tokens[layer, index]:
-                sequence, position = np.argwhere(chosen)[0]
+                sequence, position = np.argwhere(tokens.counted)[0]
                 self._state["pivot"][layer, index] = values[sequence, position]
             state = (each[layer, index] for each in self._state.values())
-            accumulate(values, chosen, first, *state)
-            self._tokens[layer, index] += chosen.sum()
+            self._accumulate(values, tokens, first, *state)
+            self._tokens[layer, index] += tokens.counted.sum()
 
     def check(self) -> None:
         """Raise CheckError where a value that was added is not finite. The host waits for the device."""
@@ -117,9 +143,9 @@ class NeuronStatistics:
             state[..., : array.shape[-1]] = torch.from_numpy(array).to(state.device)
 
 
-def accumulate_torch(
+def _accumulate_numba(
     values: torch.Tensor,
-    chosen: npt.NDArray[np.bool_],
+    placed: CountedTokens,
     first: int,
     pivot: torch.Tensor,
     powers: torch.Tensor,
@@ -127,63 +153,87 @@ def accumulate_torch(
     histogram: torch.Tensor,
     *contexts: torch.Tensor,
 ) -> None:
-    """Add the chosen [sequence, position] of a layer's values [sequence, position, neuron] to its state,
-    on any device: the same every time, and the host never waits."""
-    positions = np.flatnonzero(chosen.any(axis=0))
-    used = slice(int(positions[0]), int(positions[-1]) + 1)
-    at_a_time = max(1, GPU_ELEMENTS // ((used.stop - used.start) * values.shape[2]))
-    for start in range(0, len(values), at_a_time):
-        part, keep = (
-            each[start : start + at_a_time] for each in (values, torch.from_numpy(chosen))
-        )
-        rows = keep.flatten().nonzero()[:, 0].to(values.device, non_blocking=True)
-        _add_rows(part.flatten(0, 1)[rows], pivot, powers, firing, histogram)
-        left_out = None
-        if not bool(keep[:, used].all()):
-            left_out = ~keep[:, used, None].to(values.device, non_blocking=True)
-        place = first + start * values.shape[1] + used.start
-        for best, highest in ((contexts[:2], True), (contexts[2:], False)):
-            new = _extremes(part[:, used], left_out, place, values.shape[1], highest)
-            _keep_best(best, new, highest)
+    """Add a layer's values [sequence, position, neuron] to its state on a CPU."""
+    from neoscope.statistics import neuron_kernels as kernels
+
+    sequences, _, neurons = values.shape
+    rows = values.float().reshape(-1, neurons).contiguous().numpy()
+    counts = [each.numpy().view(np.uint32).reshape(-1) for each in (firing, histogram)]
+    high = np.full((sequences, neurons), -np.inf, np.float32)
+    low = np.full((sequences, neurons), np.inf, np.float32)
+    high_row, low_row = np.empty((2, sequences, neurons), np.int32)
+    counted = placed.counted
+    by_sequence = np.split(np.flatnonzero(counted), counted.sum(axis=1).cumsum()[:-1])
+    for tokens, *extremes in zip(by_sequence, high, high_row, low, low_row, strict=True):
+        for start in range(0, len(tokens), kernels.TOKENS):
+            # The second and the third find these in the cache.
+            some = tokens[start : start + kernels.TOKENS]
+            kernels.add_powers(rows, some, pivot.numpy(), powers.numpy())
+            kernels.find_extremes(rows, some, *extremes)
+            kernels.count(rows, some, *counts)
+    highest, highest_token, lowest, lowest_token = (each.numpy() for each in contexts)
+    kernels.keep_best(high, high_row, first, 1, highest, highest_token)
+    kernels.keep_best(low, low_row, first, -1, lowest, lowest_token)
 
 
-def _add_rows(
-    rows: torch.Tensor,
+def _triton() -> Accumulate:
+    """Add a layer on the GPU. Raises InputError where Triton cannot compile what does it."""
+    return functools.partial(_accumulate_triton, gpu.kernels("neuron_gpu_kernels"))
+
+
+def _accumulate_triton(
+    kernels: Any,
+    values: torch.Tensor,
+    placed: CountedTokens,
+    first: int,
     pivot: torch.Tensor,
     powers: torch.Tensor,
     firing: torch.Tensor,
     histogram: torch.Tensor,
+    *contexts: torch.Tensor,
 ) -> None:
-    """Add rows [token, neuron] to sums and counts."""
-    firing += (rows > 0).sum(dim=0, dtype=torch.int32)
-    # A product with a power of two is exact: a value is never on the wrong side of an edge.
-    bins = (rows * BINS_PER_UNIT).floor_().nan_to_num_(0, HALF, -HALF - 1)
-    places = bins.clamp_(-HALF - 1, HALF).long()
-    places += torch.arange(rows.shape[1], device=rows.device) * BINS + HALF + 1
-    one = torch.ones(1, dtype=torch.int32, device=rows.device)
-    histogram.view(-1).scatter_add_(0, places.view(-1), one.expand(places.numel()))
-    difference = rows.double().sub_(pivot)
-    power = difference.clone()
-    for total in powers[:-1]:
-        total += power.sum(dim=0)
-        power *= difference
-    powers[-1] += power.sum(dim=0)
-
-
-def _extremes(
-    values: torch.Tensor, left_out: torch.Tensor | None, first: int, positions: int, highest: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The highest or lowest value of each sequence of values [sequence, position, neuron], the first of
-    equal ones, and its token; both [neuron, sequence]. A sequence that is left out has token -1."""
-    worst = -torch.inf if highest else torch.inf
-    if left_out is not None:
-        values = values.masked_fill(left_out, worst)
-    # Of equal values torch documents that it gives the first; 0.0 and -0.0 are equal.
-    _, at = values.max(dim=1) if highest else values.min(dim=1)
-    value = values.gather(1, at[:, None])[:, 0]
-    starts = torch.arange(len(values), device=values.device) * positions + first
-    token = torch.where(value == worst, -1, at + starts[:, None])
-    return value.T, token.T
+    """The same on a GPU, for which the host does not wait."""
+    sequences, positions, neurons = values.shape
+    values = values.contiguous()
+    tokens, device = placed.tokens_on_gpu, values.device
+    assert tokens is not None
+    high, low = torch.empty((2, neurons, sequences), dtype=torch.float32, device=device)
+    high_token, low_token = torch.empty((2, neurons, sequences), dtype=torch.int64, device=device)
+    with torch.cuda.device_of(values):  # where Triton launches
+        kernels.add_powers[(-(-neurons // WARP_NEURONS),)](
+            values,
+            tokens,
+            len(tokens),
+            pivot,
+            powers,
+            neurons,
+            AT_A_TIME=TOKENS_AT_A_TIME,
+            BLOCK_NEURONS=WARP_NEURONS,
+            num_warps=1,
+            enable_fp_fusion=False,  # as on the CPU: a product is rounded before it is added
+        )
+        kernels.count_and_compare[(sequences, -(-neurons // BLOCK_NEURONS))](
+            values,
+            placed.counted_on_gpu,
+            positions,
+            placed.positions.start,
+            placed.positions.stop,
+            firing,
+            histogram,
+            high,
+            high_token,
+            low,
+            low_token,
+            neurons,
+            first,
+            BINS=BINS,
+            HALF=HALF,
+            BINS_PER_UNIT=BINS_PER_UNIT,
+            BLOCK_POSITIONS=BLOCK_POSITIONS,
+            BLOCK_NEURONS=BLOCK_NEURONS,
+        )
+    _keep_best(contexts[:2], (high, high_token), highest=True)
+    _keep_best(contexts[2:], (low, low_token), highest=False)
 
 
 def _keep_best(
@@ -197,35 +247,3 @@ def _keep_best(
     order = order[:, : best[0].shape[1]]
     best[0].copy_(value.gather(1, order))
     best[1].copy_(token.gather(1, order))
-
-
-def _accumulate_numba(
-    values: torch.Tensor,
-    chosen: npt.NDArray[np.bool_],
-    first: int,
-    pivot: torch.Tensor,
-    powers: torch.Tensor,
-    firing: torch.Tensor,
-    histogram: torch.Tensor,
-    *contexts: torch.Tensor,
-) -> None:
-    """The same on a CPU, in the order of the tokens."""
-    from neoscope.statistics import neuron_kernels as kernels
-
-    sequences, _, neurons = values.shape
-    rows = values.reshape(-1, neurons).contiguous().numpy()
-    counts = [each.numpy().view(np.uint32).reshape(-1) for each in (firing, histogram)]
-    high = np.full((sequences, neurons), -np.inf, np.float32)
-    low = np.full((sequences, neurons), np.inf, np.float32)
-    high_row, low_row = np.empty((2, sequences, neurons), np.int32)
-    by_sequence = np.split(np.flatnonzero(chosen), chosen.sum(axis=1).cumsum()[:-1])
-    for tokens, *extremes in zip(by_sequence, high, high_row, low, low_row, strict=True):
-        for start in range(0, len(tokens), kernels.TOKENS):
-            # The second and the third find these in the cache.
-            some = tokens[start : start + kernels.TOKENS]
-            kernels.add_powers(rows, some, pivot.numpy(), powers.numpy())
-            kernels.find_extremes(rows, some, *extremes)
-            kernels.count(rows, some, *counts)
-    highest, highest_token, lowest, lowest_token = (each.numpy() for each in contexts)
-    kernels.keep_best(high, high_row, first, 1, highest, highest_token)
-    kernels.keep_best(low, low_row, first, -1, lowest, lowest_token)

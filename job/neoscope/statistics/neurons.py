@@ -23,8 +23,6 @@ import numpy.typing as npt
 BINS_PER_UNIT, LIMIT = 8, 16
 HALF = BINS_PER_UNIT * LIMIT
 BINS = 2 * HALF + 2
-# Values that are added up on a GPU at a time: 128 MB in float64.
-GPU_ELEMENTS = 1 << 24
 POWERS = 4
 
 DIMENSIONS = {

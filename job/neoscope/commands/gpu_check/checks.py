@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,19 @@ import torch
 from transformers import PreTrainedModel
 
 from neoscope.commands.recompute import TOLERANCE
+from neoscope.format.layout import PARTITION_NEURONS, PARTITION_STATISTICS
 from neoscope.model.hooks import capture
 from neoscope.model.loading import load_model
-from neoscope.spec import PRECISIONS, Precision, Weights
+from neoscope.pipeline.partition_statistics import PartitionStatistics
+from neoscope.spec import CONTEXTS, PRECISIONS, Precision, Weights
 from neoscope.statistics.length_accumulator import LengthStatistics
+from neoscope.statistics.neuron_accumulator import NeuronStatistics
 
 SEQUENCES, POSITIONS = 4, 512  # twice GPT-Neo's window
+STATISTICS = {
+    "statistics by token length": PARTITION_STATISTICS,
+    "statistics by neuron": PARTITION_NEURONS,
+}
 LENGTHS = np.arange(13, dtype=np.uint16)  # of a token; 0 is special
 BATCHES = 12
 RUN_LIMIT = 240  # seconds of a process that hangs; most of what it takes is imports
@@ -92,11 +99,12 @@ def _check_precision(subject: Subject, precision: Precision) -> Iterator[Finding
     again = capture(model, ids)
     equal = all(torch.equal(again[name], found[name]) for name in found)
     yield Finding(f"{precision} capture twice", equal, "the same bits" if equal else "other bits")
-    same = _statistics(found, lengths) == _statistics(
-        {name: values.cpu() for name, values in found.items()}, lengths
-    )
-    seen = "the CPU's bits" if same else "other bits than the CPU's"
-    yield Finding(f"{precision} statistics", same, seen)
+    ours = _statistics(found, lengths)
+    theirs = _statistics({name: values.cpu() for name, values in found.items()}, lengths)
+    for what, name in STATISTICS.items():
+        same = ours[name] == theirs[name]
+        seen = "the CPU's bits" if same else "other bits than the CPU's"
+        yield Finding(f"{precision} {what}", same, seen)
 
 
 def _worst(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
@@ -109,18 +117,30 @@ def _worst(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) ->
     return worst
 
 
-def _statistics(layers: dict[str, torch.Tensor], lengths: Any) -> bytes:
-    """The state of statistics after two batches, computed where the layers are."""
-    values = next(iter(layers.values()))
-    state = LengthStatistics(
-        LENGTHS, layers=list(layers), neurons=values.shape[2], device=values.device
+def statistics_of(
+    layers: Sequence[str], neurons: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> PartitionStatistics:
+    """Statistics by token length and by neuron of values of a dtype on a device, nothing added yet."""
+    return PartitionStatistics(
+        dtype,
+        LengthStatistics(LENGTHS, layers=layers, neurons=neurons, device=device),
+        NeuronStatistics(
+            layers=layers, neurons=neurons, tokens=10**9, device=device, contexts=CONTEXTS
+        ),
+        None,
     )
-    for batch in (lengths, lengths[::-1]):
-        placed = state.place(batch)
+
+
+def _statistics(layers: dict[str, torch.Tensor], lengths: Any) -> dict[str, bytes]:
+    """The states of statistics after two batches, computed where the layers are."""
+    values = next(iter(layers.values()))
+    sums = statistics_of(list(layers), values.shape[2], values.device, values.dtype)
+    for number, batch in enumerate((lengths, lengths[::-1])):
+        placed = sums.place(batch, number * lengths.size)
         for name, values in layers.items():
-            state.add(name, values, placed)
-    state.check()
-    return state.cells().dump()
+            sums.add(name, values, placed)
+    sums.check()
+    return {name: state.dump() for name, state in sums.states().items()}
 
 
 def _check_runs(subject: Subject, folder: Path) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ what is computed is right; see `checks`.
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -17,13 +18,13 @@ import numpy as np
 import torch
 from obstore.store import MemoryStore
 
-from neoscope.commands.gpu_check.checks import LENGTHS, Subject
+from neoscope.commands.gpu_check.checks import LENGTHS, Subject, statistics_of
 from neoscope.format.arrays import array_schemas
 from neoscope.model import numerics
 from neoscope.model.hooks import stream
 from neoscope.pipeline.layer_writer import LayerWriter
+from neoscope.pipeline.partition_statistics import PartitionStatistics
 from neoscope.spec import LAYER, RunSpec
-from neoscope.statistics.length_accumulator import LengthStatistics
 from neoscope.storage.store import Store
 
 SEQUENCES, POSITIONS = 16, 512
@@ -33,9 +34,10 @@ PRODUCTS = "matrix products alone"
 FORWARD = "forward pass, hooks that keep nothing"
 LINK = "pinned copy of the same bytes"
 CAPTURE = "capture into a store in memory"
-ADDING = "statistics of one batch"
-SUMS_ONLY = "forward pass with statistics (--no-arrays)"
-ROWS = (PRODUCTS, FORWARD, LINK, CAPTURE, ADDING, SUMS_ONLY)
+BY_LENGTH = "statistics by token length of one batch"
+BY_NEURON = "statistics by neuron of one batch"
+SUMS_ONLY = "forward pass with both statistics (--no-arrays)"
+ROWS = (PRODUCTS, FORWARD, LINK, CAPTURE, BY_LENGTH, BY_NEURON, SUMS_ONLY)
 
 
 def measure(
@@ -69,7 +71,7 @@ def _rows(
     names = [f"{LAYER}{number}" for number in range(layers)]
     layer = torch.randn(sequences, positions, neurons, device=device)
     host = torch.empty(layer.shape, pin_memory=device.type == "cuda")
-    sums = LengthStatistics(LENGTHS, layers=names, neurons=neurons, device=device)
+    both = statistics_of(names, neurons, device)
 
     def forward(*consumers: Callable[[str, torch.Tensor], None]) -> None:
         stream(model, ids, consumers, forward="fast")
@@ -85,23 +87,24 @@ def _rows(
             for parts in writer.finish().values():
                 futures.wait(parts)
 
-    def adding() -> None:
-        placed = sums.place(lengths)
+    def adding(sums: PartitionStatistics) -> None:
+        placed = sums.place(lengths, 0)
         for name in names:
             sums.add(name, layer, placed)
         sums.check()
 
     def sums_only() -> None:
-        placed = sums.place(lengths)
-        forward(lambda name, values: sums.add(name, values, placed))
-        sums.check()
+        placed = both.place(lengths, 0)
+        forward(lambda name, values: both.add(name, values, placed))
+        both.check()
 
     work = (
         _products(layers, sequences * positions, config.hidden_size, neurons, device),
         lambda: forward(lambda _name, _values: None),
         copies,
         capture,
-        adding,
+        lambda: adding(dataclasses.replace(both, by_neuron=None)),
+        lambda: adding(dataclasses.replace(both, by_length=None)),
         sums_only,
     )
     return dict(zip(ROWS, work, strict=True))
