@@ -148,14 +148,14 @@ INDEX = UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$($(BIN)/pytho
 
 $(READY): $(UV) requirements/dev.txt pyproject.toml
 	@echo "Installing the environment into .venv (the first time this downloads about 3 GB)."
-	@$(INDEX) $(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements/uv.txt requirements/dev.txt
+	@$(INDEX) $(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements/uv.txt requirements/dev.txt
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(BENCH)/.ready: $(UV) requirements/bench.txt pyproject.toml
 	@echo "Installing the peers that the benchmarks compare with into $(BENCH)."
 	@$(UV) venv --quiet --allow-existing --python $(BIN)/python $(BENCH)
-	@$(INDEX) $(UV) pip sync --quiet --python $(BENCH)/bin/python --require-hashes requirements/bench.txt
+	@$(INDEX) $(UV) pip sync --quiet --compile-bytecode --python $(BENCH)/bin/python --require-hashes requirements/bench.txt
 	@$(UV) pip install --quiet --python $(BENCH)/bin/python --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -11,7 +11,6 @@ models, so that a reader can leave them out. Special tokens are in none of it.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -134,12 +133,14 @@ def merge(parts: Iterable[Neurons], contexts: int) -> dict[str, npt.NDArray[Any]
     """
     parts = iter(parts)
     begin = next(parts)
-    shape = begin.pivot.shape
     tokens = np.zeros(2, np.int64)
-    mean, *deviations = np.zeros((POWERS, *shape))
-    firing, histogram = np.zeros(shape, np.int64), np.zeros((*shape, BINS), np.int64)
-    highest, lowest = _no_contexts(shape, contexts, -np.inf), _no_contexts(shape, contexts, np.inf)
-    for part in itertools.chain([begin], parts):
+    mean, *deviations = np.zeros((POWERS, *begin.pivot.shape))
+    firing, histogram = begin.firing.astype(np.int64), begin.histogram.astype(np.int64)
+    highest = _widened((begin.highest_value, begin.highest_token), contexts, -np.inf)
+    lowest = _widened((begin.lowest_value, begin.lowest_token), contexts, np.inf)
+    _add_moments(tokens, mean, deviations, begin)
+    tokens += begin.tokens
+    for part in parts:
         _add_moments(tokens, mean, deviations, part)
         tokens += part.tokens
         firing += part.firing
@@ -222,9 +223,10 @@ def _central(part: Neurons, first: int) -> list[npt.NDArray[np.float64]]:
 _Contexts = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 
 
-def _no_contexts(shape: tuple[int, ...], contexts: int, value: float) -> _Contexts:
-    """Values and tokens [..., context] of contexts that are not there."""
-    return np.full((*shape, contexts), value, np.float32), np.full((*shape, contexts), -1, np.int64)
+def _widened(some: _Contexts, contexts: int, value: float) -> _Contexts:
+    """The same with room for so many contexts, of which those that are not there have this value."""
+    ends = [(0, 0)] * (some[0].ndim - 1) + [(0, contexts - some[0].shape[-1])]
+    return np.pad(some[0], ends, constant_values=value), np.pad(some[1], ends, constant_values=-1)
 
 
 def _best(one: _Contexts, other: _Contexts, *, descending: bool) -> _Contexts:
