@@ -11,7 +11,7 @@ best: plain ones, and ones with S3's CRC-64, which the loop sends with every bod
 the same processors. `verify` is compared with plain gets. Beside each rate stands how idle the machine was,
 which client, link and server share: where that is nearly nothing its processors are the limit and not the
 link; a lower --rate makes it the link. Then `status` and a restart of a finished run of 64 partitions, and a
-whole run of 125M weights over the link and over loopback, in turn.
+whole run of 125M weights over the link, through its proxy alone, and over loopback, in turn.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ LEFT_OUT = {"sign_payload": False, "connections": None}
 
 
 @contextmanager
-def link(endpoint: str, rate_kb: int = RATE_KB) -> Iterator[str]:
+def link(endpoint: str, rate_kb: int = RATE_KB, latency_ms: int = LATENCY_MS) -> Iterator[str]:
     """The address of a link to `endpoint`."""
     control, listen = (f"127.0.0.1:{minio._free_port()}" for _ in range(2))
     host, port = control.split(":")
@@ -86,7 +86,7 @@ def link(endpoint: str, rate_kb: int = RATE_KB) -> Iterator[str]:
             ask(control, "/proxies", {"name": "link", "listen": listen, "upstream": upstream})
             for stream, (kind, key, value) in itertools.product(
                 ("upstream", "downstream"),
-                (("latency", "latency", LATENCY_MS), ("bandwidth", "rate", rate_kb)),
+                (("latency", "latency", latency_ms), ("bandwidth", "rate", rate_kb)),
             ):
                 toxic = {"type": kind, "stream": stream, "attributes": {key: value}}
                 ask(control, "/proxies/link/toxics", toxic)
@@ -279,31 +279,36 @@ def rates(
         print(f"{ours}: {median[ours] / best:.2f} of the best of {theirs}")
 
 
-def whole_runs(folder: Path, direct: str, endpoint: str, rounds: int) -> None:
+def whole_runs(folder: Path, far: str, proxy: str, direct: str, rounds: int) -> None:
     """A run of four batches of 16 x 512 tokens of GPT-Neo 125M's shape on the CPU, each a process of its
-    own."""
+    own: over the link, through the same proxy without delay or limit, whose processor time is the
+    benchmark's and not the link's, and over loopback."""
     text = folder / "whole.jsonl"
     text.write_bytes(SAMPLE_FILE.read_bytes() * 8)
-    spent: dict[str, list[float]] = {"over the link": [], "over loopback": []}
+    places = {"over the link": far, "through its proxy alone": proxy, "over loopback": direct}
+    spent: dict[str, list[float]] = {name: [] for name in places}
     for number in range(rounds):
-        for name, address in zip(spent, (endpoint, direct), strict=True):
+        for name, address in places.items():
             url = f"s3://bench/whole-{number}-{name.split()[-1]}"
             command = ["run", url, "--text", str(text), "--weights", "random", "--batches", "4"]
-            began = time.perf_counter()
-            subprocess.run(
-                [sys.executable, "-m", "neoscope", *command],
-                env={**os.environ, "AWS_ENDPOINT_URL": address},
-                capture_output=True,
-                check=True,
+            environment = {**os.environ, "AWS_ENDPOINT_URL": address}
+            run = functools.partial(
+                subprocess.run, env=environment, capture_output=True, check=True
             )
+            began = time.perf_counter()
+            run([sys.executable, "-m", "neoscope", *command])
             spent[name].append(time.perf_counter() - began)
+            run([sys.executable, "-m", "neoscope", "delete", url, "--yes"])
     print(
         "\na whole run of 4 batches of 16 x 512 tokens, 125M random weights, on this CPU, in turn"
     )
     for name, row in spent.items():
         print(f"{name:<32}{np.median(row):>8.1f} s   {min(row):.1f}..{max(row):.1f}")
-    far, near = (float(np.median(row)) for row in spent.values())
-    print(f"over the link: {far / near:.2f} of over loopback")
+    for name in list(spent)[1:]:
+        ratios = [one / two for one, two in zip(spent["over the link"], spent[name], strict=True)]
+        print(
+            f"over the link: {np.median(ratios):.2f} of {name}, {min(ratios):.2f}..{max(ratios):.2f}"
+        )
 
 
 def many_partitions(folder: Path, direct: str, endpoint: str) -> None:
@@ -371,7 +376,8 @@ def main(
                 if only is None:
                     many_partitions(place, server.endpoint, far)
                 if only != "loop":
-                    whole_runs(place, server.endpoint, far, rounds)
+                    with link(server.endpoint, 10**7, latency_ms=0) as proxy:
+                        whole_runs(place, far, proxy, server.endpoint, rounds)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import obstore
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 Body = bytes | memoryview
 
+BLOCK_BYTES = 1 << 17  # of a file that is compared
 ALGORITHM = "crc64nvme"
 HEADER = "x-amz-checksum-crc64nvme"
 WRONG = "AAAAAAAAAAA="  # eight zero bytes, which only an empty body has
@@ -112,6 +114,16 @@ def is_md5(tag: str | None, body: Body) -> bool:
 def same(one: Body, other: Body) -> bool:
     """Whether two bodies are the same, by their size and xxh3-128, and without a copy of either."""
     return len(one) == len(other) and xxhash.xxh3_128_digest(one) == xxhash.xxh3_128_digest(other)
+
+
+def same_as_file(body: Body, path: Path) -> bool:
+    """The same of a file, read a block at a time: memory for all of it would cost more than reading it."""
+    digest, block = xxhash.xxh3_128(), memoryview(bytearray(BLOCK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            digest.update(block[:count])
+        size = file.tell()
+    return size == len(body) and digest.digest() == xxhash.xxh3_128_digest(body)
 
 
 def _sibling(backend: S3Store, *, checksum: bool) -> S3Store:

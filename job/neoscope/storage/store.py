@@ -30,7 +30,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from neoscope.errors import InputError, UnavailableError, UsageError
 from neoscope.storage.connections import MOST
-from neoscope.storage.integrity import Body, Checksums, is_md5, same
+from neoscope.storage.integrity import Body, Checksums, is_md5, same, same_as_file
 from neoscope.storage.retries import READ, AlteredError, Requests
 from neoscope.storage.s3 import open_bucket, sibling
 
@@ -148,17 +148,14 @@ class Store:
                 size, tag = self._look_up(key)
                 if size == len(body) and tag == put and (checked or is_md5(tag, body)):
                     return tag
-                back = self.read(key, functools.partial(same, body))
-                if back is None:
-                    raise FileNotFoundError(key)
+                if self._holds(key, body):
+                    return tag
             except AlteredError:
                 reason = "was altered on its way to the store, which has refused it"
                 continue
             except FileNotFoundError:
                 reason, mode = "was put and is not there", "create" if mode != "overwrite" else mode
                 continue
-            if same(back, body):
-                return tag
             reason = "is not there as it was put"
             if mode != "overwrite":
                 # Another has put it since; in a folder perhaps after its tag was looked up, where a bucket
@@ -170,6 +167,16 @@ class Store:
             f"{self.url}/{key} {reason}, {PUTS} times: the storage or the way to it is faulty; "
             "rerun the same command to resume"
         )
+
+    def _holds(self, key: str, body: Body) -> bool:
+        """Whether an object reads back as this body. Raises FileNotFoundError."""
+        if self.is_local:
+            file = Path(self.url, key)
+            return self._requests.do(READ, key, lambda: same_as_file(body, file))
+        back = self.read(key, functools.partial(same, body))
+        if back is None:
+            raise FileNotFoundError(key)
+        return same(back, body)
 
     def _look_up(self, key: str) -> tuple[int, str | None]:
         """Size and tag of an object. Raises FileNotFoundError."""
