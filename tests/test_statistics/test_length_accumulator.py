@@ -152,6 +152,7 @@ def test_the_kernel_compiles_for_a_gpu_and_rounds_each_product(capability: int, 
     made = gpu_kernels.machine_code(kernel, types, recorded.options, capability)
     assert made["cubin"]
     assert "mul.rn.f64" in made["ptx"] and "fma.rn.f64" not in made["ptx"]
+    assert ".ftz" not in made["ptx"]  # which takes subnormal numbers for 0
 
 
 def test_where_triton_cannot_compile_the_fix_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +164,10 @@ def test_where_triton_cannot_compile_the_fix_is_told(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(type(driver), "active", Active(), raising=False)
     gpu.kernels.cache_clear()
-    with pytest.raises(InputError, match="fails here .Failed to find C comp.*install gcc.*--no-st"):
+    with pytest.raises(
+        InputError,
+        match="fails here .Failed to find C comp.*install gcc.*--no-statistics --no-neurons",
+    ):
         LengthStatistics(VOCABULARY, layers=["MLP_0"], neurons=1, device=torch.device("cuda"))
 
 

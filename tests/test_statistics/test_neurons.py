@@ -235,6 +235,7 @@ def test_the_kernels_compile_for_a_gpu_and_round_each_product(
     assert made["cubin"]
     assert ("mul.rn.f64" in made["ptx"]) == (name == "add_powers")
     assert "fma.rn.f64" not in made["ptx"]
+    assert ".ftz" not in made["ptx"]  # which takes subnormal numbers for 0
 
 
 def test_a_state_that_was_taken_does_not_change(way: str) -> None:

@@ -67,7 +67,7 @@ def store_partitions(
             torch.cuda.set_device(target)
         environment = describe_environment(target)
     start = _Start(spec, store, text_paths, target, environment, progress)
-    compile_kernels(spec)
+    compile_kernels(spec, target)
     prepared: Inputs | None = None
     for partition in partitions:
         timings: dict[str, float] = {}

@@ -23,21 +23,29 @@ from neoscope.format.layout import (
 )
 from neoscope.pipeline import memory
 from neoscope.spec import LAYER, RunSpec
+from neoscope.statistics import gpu
 from neoscope.statistics.length_accumulator import LengthStatistics, PlacedTokens
 from neoscope.statistics.length_cells import Cells
 from neoscope.statistics.neuron_accumulator import CountedTokens, NeuronStatistics
 from neoscope.statistics.neurons import Neurons
 from neoscope.statistics.token_accumulator import TokenStatistics
 
-KERNELS = ("neoscope.statistics.length_kernels", "neoscope.statistics.neuron_kernels")
+LENGTH_KERNELS = "neoscope.statistics.length_kernels"  # which sum up chunks, too
+NEURON_KERNELS = "neoscope.statistics.neuron_kernels"
 TOKEN_KERNELS = "neoscope.statistics.token_kernels"
 
 
-def compile_kernels(spec: RunSpec) -> None:
-    """Begin to compile: it takes seconds, beside the text and the weights, not in the first layer's hook."""
+def compile_kernels(spec: RunSpec, device: torch.device) -> None:
+    """Begin to compile what runs on the CPU: it takes seconds, beside the text and the weights, not in the
+    first layer's hook."""
+    wanted = {
+        LENGTH_KERNELS: True,
+        NEURON_KERNELS: spec.neurons and not gpu.is_gpu(device),
+        TOKEN_KERNELS: spec.token_sums,
+    }
 
     def compile_each() -> None:
-        for kernels in (*KERNELS, TOKEN_KERNELS) if spec.token_sums else KERNELS:
+        for kernels in (name for name, needed in wanted.items() if needed):
             importlib.import_module(kernels)
 
     threading.Thread(target=compile_each, daemon=True).start()

@@ -28,9 +28,13 @@ def kernels(module: str) -> Any:
 
         found = importlib.import_module(f"neoscope.statistics.{module}")
         driver.active.get_current_device()
-    except (ImportError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
+    except (
+        *(ImportError, OSError, RuntimeError, subprocess.CalledProcessError),
+        AssertionError,  # where no library of the driver is found
+    ) as error:
         raise InputError(
             f"statistics on a GPU are compiled by Triton, which fails here ({error}): it needs a C "
-            "compiler and Python's headers (apt-get install gcc python3-dev), or use --no-statistics"
+            "compiler and Python's headers (apt-get install gcc python3-dev), or use --no-statistics "
+            "--no-neurons"
         ) from None
     return found

@@ -19,8 +19,9 @@ from neoscope.statistics import gpu
 from neoscope.statistics.finite import check_finite
 from neoscope.statistics.length_cells import BINS, BINS_PER_UNIT, HALF, Cells
 
-# What a thread block of a GPU takes at a time: a row of neurons is two lines of its cache in float32.
-BLOCK_TOKENS, BLOCK_NEURONS = 64, 64
+# What a thread block of a GPU takes at a time: a neuron for each of its threads, and tokens whose loads are
+# issued together, before their sums.
+BLOCK_TOKENS, BLOCK_NEURONS, TOKENS_AT_A_TIME = 32, 128, 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _numba() -> Add:
 
 
 def _triton() -> Add:
-    """Add a layer in one pass over its values on the GPU. Raises InputError where Triton cannot."""
+    """What adds a layer in one pass on a GPU. Raises InputError where Triton cannot compile it."""
     return functools.partial(_add_triton, gpu.kernels("length_gpu_kernels").accumulate)
 
 
@@ -171,6 +172,7 @@ def _add_triton(
             BINS_PER_UNIT=BINS_PER_UNIT,
             BLOCK_TOKENS=BLOCK_TOKENS,
             BLOCK_NEURONS=BLOCK_NEURONS,
+            AT_A_TIME=TOKENS_AT_A_TIME,
             PADDED_BINS=1 << (BINS - 1).bit_length(),  # of which tl.histogram wants a power of two
             enable_fp_fusion=False,  # as on the CPU: a product is rounded before it is added
         )

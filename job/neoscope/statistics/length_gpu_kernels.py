@@ -28,6 +28,7 @@ def accumulate(
     BINS_PER_UNIT: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_NEURONS: tl.constexpr,
+    AT_A_TIME: tl.constexpr,
     PADDED_BINS: tl.constexpr,
 ):
     """Add each cell's tokens to a layer's state; the grid is [cell here, block of neurons]."""
@@ -60,12 +61,14 @@ def accumulate(
             PADDED_BINS,
             mask=both.reshape([BLOCK_TOKENS * BLOCK_NEURONS]),
         )
-        for each in range(begin, end):  # once more, from the cache: one after another
-            row = tl.load(order + each).to(tl.int64)
-            value = tl.load(values + row * neurons + neuron, mask=inside, other=0)
-            difference = value.to(tl.float64) - near.to(tl.float64)
-            sums += difference
-            square_sums += difference * difference
+        for turn in range(begin, end, AT_A_TIME):  # once more, from the cache: one after another
+            for each in tl.static_range(AT_A_TIME):
+                row = tl.load(order + tl.minimum(turn + each, end - 1)).to(tl.int64)
+                value = tl.load(values + row * neurons + neuron, mask=inside, other=0)
+                difference = value.to(tl.float64) - near.to(tl.float64)
+                difference = tl.where(turn + each < end, difference, 0.0)
+                sums += difference
+                square_sums += difference * difference
     tl.store(total + place, sums, mask=inside)
     tl.store(squares + place, square_sums, mask=inside)
     bin_ = tl.arange(0, PADDED_BINS)

@@ -22,10 +22,11 @@ from neoscope.statistics.finite import check_finite
 from neoscope.statistics.neurons import BINS, BINS_PER_UNIT, HALF, POWERS, Neurons
 
 MAX_TOKENS = 2**32 - 1  # that 32 bits count
-# Of a GPU: a warp has a row of a cache line, so that as many as there are share the sums that are added one
-# after another; and what a block of threads counts at a time.
-WARP_NEURONS, TOKENS_AT_A_TIME = 32, 16
+# On a GPU a warp of 32 neurons reads a line of float32, and the sums of a neuron are one thread's: there are
+# no more warps to be had, but each can ask for many tokens at a time. Below, what is counted at a time.
+WARP_NEURONS, TOKENS_AT_A_TIME = 32, 32
 BLOCK_POSITIONS, BLOCK_NEURONS = 32, 64
+NOWHERE = 2**31 - 1
 Accumulate = Callable[..., None]
 
 
@@ -177,7 +178,7 @@ def _accumulate_numba(
 
 
 def _triton() -> Accumulate:
-    """Add a layer on the GPU. Raises InputError where Triton cannot compile what does it."""
+    """What adds a layer on a GPU. Raises InputError where Triton cannot compile it."""
     return functools.partial(_accumulate_triton, gpu.kernels("neuron_gpu_kernels"))
 
 
@@ -231,6 +232,7 @@ def _accumulate_triton(
             BINS_PER_UNIT=BINS_PER_UNIT,
             BLOCK_POSITIONS=BLOCK_POSITIONS,
             BLOCK_NEURONS=BLOCK_NEURONS,
+            NOWHERE=NOWHERE,
         )
     _keep_best(contexts[:2], (high, high_token), highest=True)
     _keep_best(contexts[2:], (low, low_token), highest=False)

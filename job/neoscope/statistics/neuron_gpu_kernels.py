@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 
-# Of numbers that change from batch to batch no special case is compiled.
+# Of numbers that change from batch to batch, or are 0 and 1 at times, no special case is compiled.
 @triton.jit(do_not_specialize=["count"])
 def add_powers(
     values,  # [token, neuron], any floating dtype, contiguous
@@ -25,8 +25,8 @@ def add_powers(
 ):
     """Add powers 1 to 4 of the differences from the pivot; the grid is [block of neurons].
 
-    A thread has a neuron and goes through the tokens one after another. What hides the memory's latency is
-    that none of the AT_A_TIME loads of a turn waits for a sum.
+    A thread has a neuron and goes through the tokens one after another; the AT_A_TIME loads of a turn are
+    issued together, before its sums.
     """
     neuron = tl.program_id(0) * BLOCK_NEURONS + tl.arange(0, BLOCK_NEURONS)
     inside = neuron < neurons
@@ -52,7 +52,7 @@ def add_powers(
     tl.store(powers + 3 * neurons + neuron, sum4, mask=inside)
 
 
-@triton.jit(do_not_specialize=["first"])
+@triton.jit(do_not_specialize=["positions", "start", "stop", "first"])
 def count_and_compare(
     values,  # [sequence, position, neuron], any floating dtype, contiguous
     counts,  # uint8 [sequence, position]: whether the token counts
@@ -72,16 +72,19 @@ def count_and_compare(
     BINS_PER_UNIT: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr,
     BLOCK_NEURONS: tl.constexpr,
+    NOWHERE: tl.constexpr,  # above all positions
 ):
     """Count values above 0 and values by bin, and find extremes; the grid is [sequence, block of neurons]."""
     sequence = tl.program_id(0)
     neuron = tl.program_id(1) * BLOCK_NEURONS + tl.arange(0, BLOCK_NEURONS)
     inside = neuron < neurons
-    fired = tl.full([BLOCK_NEURONS], 0, tl.int32)
-    highest = tl.full([BLOCK_NEURONS], float("-inf"), tl.float32)
-    lowest = tl.full([BLOCK_NEURONS], float("inf"), tl.float32)
-    highest_at = tl.full([BLOCK_NEURONS], -1, tl.int32)
-    lowest_at = tl.full([BLOCK_NEURONS], -1, tl.int32)
+    # Of each place in the block, until all positions were seen: then there is one reduction of each.
+    fired = tl.full([BLOCK_POSITIONS, BLOCK_NEURONS], 0, tl.int32)
+    highest = tl.full([BLOCK_POSITIONS, BLOCK_NEURONS], float("-inf"), tl.float32)
+    lowest = tl.full([BLOCK_POSITIONS, BLOCK_NEURONS], float("inf"), tl.float32)
+    highest_at = tl.full([BLOCK_POSITIONS, BLOCK_NEURONS], NOWHERE, tl.int32)
+    lowest_at = tl.full([BLOCK_POSITIONS, BLOCK_NEURONS], NOWHERE, tl.int32)
+    one = tl.full([BLOCK_POSITIONS, BLOCK_NEURONS], 1, tl.int32)
     for begin in range(start, stop, BLOCK_POSITIONS):
         position = begin + tl.arange(0, BLOCK_POSITIONS)
         row = sequence * positions + position
@@ -89,25 +92,34 @@ def count_and_compare(
         both = here[:, None] & inside[None, :]
         place = row.to(tl.int64)[:, None] * neurons + neuron[None, :]
         block = tl.load(values + place, mask=both, other=0).to(tl.float32)
-        fired += tl.sum((block > 0).to(tl.int32), axis=0)
-        # A product with a power of two is exact: no value is on the wrong side of an edge.
-        bins = tl.floor(block * BINS_PER_UNIT)
-        bins = tl.where(bins < HALF, bins, HALF)
-        bins = tl.where(bins >= -HALF, bins, -HALF - 1)
-        bin_ = bins.to(tl.int32) + (HALF + 1)
-        one = tl.full([BLOCK_POSITIONS, BLOCK_NEURONS], 1, tl.int32)
+        fired += (block > 0).to(tl.int32)
+        # A product with a power of two is exact: no value is on the wrong side of an edge. tl.floor would
+        # take a subnormal number below 0 for 0.
+        scaled = block * BINS_PER_UNIT
+        scaled = tl.where(scaled < HALF, scaled, HALF)
+        scaled = tl.where(scaled >= -HALF, scaled, -HALF - 1)
+        bins = scaled.to(tl.int32)  # towards 0
+        bins -= (scaled < bins.to(tl.float32)).to(tl.int32)
         # Whole numbers: in which order they are added changes nothing.
-        tl.atomic_add(histogram + neuron[None, :] * BINS + bin_, one, mask=both, sem="relaxed")
-        most, at = tl.max(tl.where(both, block, float("-inf")), axis=0, return_indices=True)
-        highest_at = tl.where(most > highest, begin + at, highest_at)
-        highest = tl.where(most > highest, most, highest)
-        least, at = tl.min(tl.where(both, block, float("inf")), axis=0, return_indices=True)
-        lowest_at = tl.where(least < lowest, begin + at, lowest_at)
-        lowest = tl.where(least < lowest, least, lowest)
-    tl.atomic_add(firing + neuron, fired, mask=inside, sem="relaxed")
+        at = histogram + neuron[None, :] * BINS + bins + (HALF + 1)
+        tl.atomic_add(at, one, mask=both, sem="relaxed")
+        higher, lower = both & (block > highest), both & (block < lowest)
+        highest = tl.where(higher, block, highest)
+        highest_at = tl.where(higher, position[:, None], highest_at)
+        lowest = tl.where(lower, block, lowest)
+        lowest_at = tl.where(lower, position[:, None], lowest_at)
+    tl.atomic_add(firing + neuron, tl.sum(fired, axis=0), mask=inside, sem="relaxed")
+    # The first position of the extreme, and what is there: of 0.0 and -0.0, which are equal, the first.
+    most, least = tl.max(highest, axis=0), tl.min(lowest, axis=0)
+    most_at = tl.min(tl.where(highest == most[None, :], highest_at, NOWHERE), axis=0)
+    least_at = tl.min(tl.where(lowest == least[None, :], lowest_at, NOWHERE), axis=0)
+    begins = sequence.to(tl.int64) * positions
+    high_there, low_there = inside & (most_at != NOWHERE), inside & (least_at != NOWHERE)
+    most_row, least_row = begins + most_at, begins + least_at
+    most = tl.load(values + most_row * neurons + neuron, mask=high_there, other=float("-inf"))
+    least = tl.load(values + least_row * neurons + neuron, mask=low_there, other=float("inf"))
     out = neuron * tl.num_programs(0) + sequence
-    token = first + sequence.to(tl.int64) * positions
-    tl.store(high + out, highest, mask=inside)
-    tl.store(high_token + out, tl.where(highest_at < 0, -1, token + highest_at), mask=inside)
-    tl.store(low + out, lowest, mask=inside)
-    tl.store(low_token + out, tl.where(lowest_at < 0, -1, token + lowest_at), mask=inside)
+    tl.store(high + out, most.to(tl.float32), mask=inside)
+    tl.store(high_token + out, tl.where(high_there, first + most_row, -1), mask=inside)
+    tl.store(low + out, least.to(tl.float32), mask=inside)
+    tl.store(low_token + out, tl.where(low_there, first + least_row, -1), mask=inside)
