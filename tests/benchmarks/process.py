@@ -2,7 +2,8 @@
 
     python tests/benchmarks/process.py [ROUNDS]
 
-Each is a process of its own, started in turn, from the start of Python to its end.
+Each is a process of its own, started in turn, from the start of Python to its end. The script keeps no
+statistics.
 """
 
 from __future__ import annotations
@@ -55,6 +56,10 @@ def main(rounds: int) -> None:
             ours = ["-m", "neoscope", "run", output, "--dataset", "sample", "--weights", "random"]
             script = [str(HERE / "straightforward.py"), output]
             rows[f"neoscope run, to {where}"] = emptied(output, lambda c=ours: start(*c))
+            bare = [*ours, "--no-statistics", "--no-neurons"]
+            rows[f"the same without statistics, to {where}"] = emptied(
+                output, lambda c=bare: start(*c)
+            )
             rows[f"the straightforward script, to {where}"] = emptied(
                 output, lambda c=script: start(*c)
             )
