@@ -82,13 +82,21 @@ def machine_code(
     kernel: Any, types: dict[str, str], options: dict[str, Any], capability: int
 ) -> dict[str, Any]:
     """What Triton makes of a kernel for a GPU, by stage, launched with these types of its arguments and
-    these options."""
+    these options, memory and neurons in multiples of 16 as those of most models are."""
     import triton
 
     launch = {name: options[name] for name in LAUNCH if name in options}
     constants = {name: value for name, value in options.items() if name not in LAUNCH}
+    sixteens = {
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(kernel.arg_names)
+        if types.get(name, "").startswith("*") or name == "neurons"
+    }
     source = triton.compiler.ASTSource(
-        fn=kernel, signature=types | dict.fromkeys(constants, "constexpr"), constexprs=constants
+        fn=kernel,
+        signature=types | dict.fromkeys(constants, "constexpr"),
+        constexprs=constants,
+        attrs=sixteens,
     )
     target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
     made: dict[str, Any] = triton.compile(source, target=target, options=launch).asm

@@ -27,6 +27,7 @@ MAX_TOKENS = 2**32 - 1  # that 32 bits count
 WARP_NEURONS, TOKENS_AT_A_TIME = 32, 32
 BLOCK_POSITIONS, BLOCK_NEURONS = 32, 64
 NOWHERE = 2**31 - 1
+FUSION = False  # as on the CPU: a product is rounded before it is added
 Accumulate = Callable[..., None]
 
 
@@ -211,7 +212,7 @@ def _accumulate_triton(
             AT_A_TIME=TOKENS_AT_A_TIME,
             BLOCK_NEURONS=WARP_NEURONS,
             num_warps=1,
-            enable_fp_fusion=False,  # as on the CPU: a product is rounded before it is added
+            enable_fp_fusion=FUSION,
         )
         kernels.count_and_compare[(sequences, -(-neurons // BLOCK_NEURONS))](
             values,
@@ -233,6 +234,7 @@ def _accumulate_triton(
             BLOCK_POSITIONS=BLOCK_POSITIONS,
             BLOCK_NEURONS=BLOCK_NEURONS,
             NOWHERE=NOWHERE,
+            enable_fp_fusion=FUSION,
         )
     _keep_best(contexts[:2], (high, high_token), highest=True)
     _keep_best(contexts[2:], (low, low_token), highest=False)
