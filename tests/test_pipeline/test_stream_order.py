@@ -241,14 +241,18 @@ def layers_of_a_batch(device: Device, monkeypatch: pytest.MonkeyPatch) -> list[b
 def statistics_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Statistics whose kernels are told to the device as operators with these arguments."""
 
-    def kernel(values: torch.Tensor, *rest: Any) -> None:
-        for each in rest:
-            if isinstance(each, torch.Tensor):
-                each.add_(values.flatten()[0].to(each.dtype) * 0)
+    def by_length(rows: torch.Tensor, _placed: Any, *state: torch.Tensor) -> None:
+        for each in state:
+            each.add_(rows.flatten()[0].to(each.dtype) * 0)
+
+    def by_neuron(
+        values: torch.Tensor, placed: Any, _first: int, state: dict[str, torch.Tensor]
+    ) -> None:
+        by_length(values, placed, *state.values())
 
     monkeypatch.setattr(gpu, "is_gpu", lambda _device: True)
-    monkeypatch.setattr(length_accumulator, "_triton", lambda: kernel)
-    monkeypatch.setattr(neuron_accumulator, "_triton", lambda: kernel)
+    monkeypatch.setattr(length_accumulator, "_triton", lambda: by_length)
+    monkeypatch.setattr(neuron_accumulator, "_triton", lambda: by_neuron)
 
 
 def test_the_order_of_streams_leaves_no_access_to_chance(monkeypatch: pytest.MonkeyPatch) -> None:

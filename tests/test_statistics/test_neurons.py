@@ -228,7 +228,7 @@ def test_the_kernels_compile_for_a_gpu_and_round_each_product(
         torch.zeros(1, 1, NEURONS),
         tokens,
         0,
-        *(each[0, 0] for each in state.values()),
+        {each: values[0, 0] for each, values in state.items()},
     )
     types = {"values": f"*{dtype}", **KERNELS[name]}
     made = gpu_kernels.machine_code(kernel, types, recorded[name].options, capability)

@@ -56,7 +56,6 @@ class DeviceMemory:
     staging: int  # layers in the order of their chunks, on their way to the host
     cast: int  # a layer in the dtype that is stored, for the statistics
     statistics: int  # the states of all layers
-    by_neuron: int  # the extremes of one layer's sequences, for the statistics by neuron
     workspace: int = WORKSPACE
 
     @property
@@ -74,7 +73,6 @@ def device_memory(spec: RunSpec, sizes: Sizes) -> DeviceMemory:
         (spec.statistics or spec.neurons) * other_dtype * stored * layer,
         spec.statistics * sizes.layers * sizes.cells * (CELL_BYTES + NEURON_BYTES * sizes.neurons)
         + neurons_bytes(spec, sizes.neurons, sizes.layers),
-        spec.neurons * 2 * (4 + 8) * spec.pass_sequences * sizes.neurons,
     )
 
 

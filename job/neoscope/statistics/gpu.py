@@ -1,7 +1,7 @@
 """Where statistics are added up on a GPU, and the kernels that do it, which Triton compiles.
 
-In: a device; the name of a module of kernels. Out: whether it is a GPU; the module. It does not know what a
-kernel does.
+In: a device; the name of a module of kernels; a kernel and what it works on. Out: whether it is a GPU; the
+module. It does not know what a kernel does.
 """
 
 from __future__ import annotations
@@ -38,3 +38,11 @@ def kernels(module: str) -> Any:
             "--no-neurons"
         ) from None
     return found
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], values: torch.Tensor, *rest: Any, **options: Any
+) -> None:
+    """Run a kernel on the GPU that has the `values`, each product rounded before it is added, as on a CPU."""
+    with torch.cuda.device_of(values):  # where Triton launches
+        kernel[grid](values, *rest, enable_fp_fusion=False, **options)

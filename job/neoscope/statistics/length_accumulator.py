@@ -160,19 +160,18 @@ def _add_triton(
     kernel: Any, rows: torch.Tensor, placed: PlacedTokens, *state: torch.Tensor
 ) -> None:
     neurons = rows.shape[1]
-    blocks = -(-neurons // BLOCK_NEURONS)
-    with torch.cuda.device_of(rows):  # where Triton launches
-        kernel[(len(placed.by_cell[2]), blocks)](
-            rows.contiguous(),
-            *placed.by_cell,
-            *state,
-            neurons,
-            BINS=BINS,
-            HALF=HALF,
-            BINS_PER_UNIT=BINS_PER_UNIT,
-            BLOCK_TOKENS=BLOCK_TOKENS,
-            BLOCK_NEURONS=BLOCK_NEURONS,
-            AT_A_TIME=TOKENS_AT_A_TIME,
-            PADDED_BINS=1 << (BINS - 1).bit_length(),  # of which tl.histogram wants a power of two
-            enable_fp_fusion=False,  # as on the CPU: a product is rounded before it is added
-        )
+    gpu.launch(
+        kernel,
+        (len(placed.by_cell[2]), -(-neurons // BLOCK_NEURONS)),
+        rows.contiguous(),
+        *placed.by_cell,
+        *state,
+        neurons,
+        BINS=BINS,
+        HALF=HALF,
+        BINS_PER_UNIT=BINS_PER_UNIT,
+        BLOCK_TOKENS=BLOCK_TOKENS,
+        BLOCK_NEURONS=BLOCK_NEURONS,
+        AT_A_TIME=TOKENS_AT_A_TIME,
+        PADDED_BINS=1 << (BINS - 1).bit_length(),  # of which tl.histogram wants a power of two
+    )

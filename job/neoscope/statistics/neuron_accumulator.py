@@ -27,8 +27,8 @@ MAX_TOKENS = 2**32 - 1  # that 32 bits count
 WARP_NEURONS, TOKENS_AT_A_TIME = 32, 32
 BLOCK_POSITIONS, BLOCK_NEURONS = 32, 64
 NOWHERE = 2**31 - 1
-FUSION = False  # as on the CPU: a product is rounded before it is added
-Accumulate = Callable[..., None]
+HIGHEST, LOWEST = ("highest_value", "highest_token"), ("lowest_value", "lowest_token")
+State = dict[str, torch.Tensor]  # of one layer, by the names of `Neurons`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,9 @@ class CountedTokens:
     counted: npt.NDArray[np.bool_]  # [sequence, position]
     tokens_on_gpu: torch.Tensor | None = None  # int32, ascending
     counted_on_gpu: torch.Tensor | None = None  # uint8 [sequence, position]
+
+
+Accumulate = Callable[[torch.Tensor, CountedTokens, int, State], None]
 
 
 class NeuronStatistics:
@@ -114,8 +117,8 @@ class NeuronStatistics:
             if not self._tokens[layer, index]:
                 sequence, position = np.argwhere(tokens.counted)[0]
                 self._state["pivot"][layer, index] = values[sequence, position]
-            state = (each[layer, index] for each in self._state.values())
-            self._accumulate(values, tokens, first, *state)
+            state = {name: each[layer, index] for name, each in self._state.items()}
+            self._accumulate(values, tokens, first, state)
             self._tokens[layer, index] += tokens.counted.sum()
 
     def check(self) -> None:
@@ -149,18 +152,15 @@ def _accumulate_numba(
     values: torch.Tensor,
     placed: CountedTokens,
     first: int,
-    pivot: torch.Tensor,
-    powers: torch.Tensor,
-    firing: torch.Tensor,
-    histogram: torch.Tensor,
-    *contexts: torch.Tensor,
+    state: State,
 ) -> None:
     """Add a layer's values [sequence, position, neuron] to its state on a CPU."""
     from neoscope.statistics import neuron_kernels as kernels
 
     sequences, _, neurons = values.shape
     rows = values.float().reshape(-1, neurons).contiguous().numpy()
-    counts = [each.numpy().view(np.uint32).reshape(-1) for each in (firing, histogram)]
+    arrays = {name: each.numpy() for name, each in state.items()}
+    counts = [arrays[name].view(np.uint32).reshape(-1) for name in ("firing", "histogram")]
     high = np.full((sequences, neurons), -np.inf, np.float32)
     low = np.full((sequences, neurons), np.inf, np.float32)
     high_row, low_row = np.empty((2, sequences, neurons), np.int32)
@@ -170,12 +170,12 @@ def _accumulate_numba(
         for start in range(0, len(tokens), kernels.TOKENS):
             # The second and the third find these in the cache.
             some = tokens[start : start + kernels.TOKENS]
-            kernels.add_powers(rows, some, pivot.numpy(), powers.numpy())
+            kernels.add_powers(rows, some, arrays["pivot"], arrays["powers"])
             kernels.find_extremes(rows, some, *extremes)
             kernels.count(rows, some, *counts)
-    highest, highest_token, lowest, lowest_token = (each.numpy() for each in contexts)
-    kernels.keep_best(high, high_row, first, 1, highest, highest_token)
-    kernels.keep_best(low, low_row, first, -1, lowest, lowest_token)
+    highest, lowest = ([arrays[name] for name in names] for names in (HIGHEST, LOWEST))
+    kernels.keep_best(high, high_row, first, 1, *highest)
+    kernels.keep_best(low, low_row, first, -1, *lowest)
 
 
 def _triton() -> Accumulate:
@@ -188,11 +188,7 @@ def _accumulate_triton(
     values: torch.Tensor,
     placed: CountedTokens,
     first: int,
-    pivot: torch.Tensor,
-    powers: torch.Tensor,
-    firing: torch.Tensor,
-    histogram: torch.Tensor,
-    *contexts: torch.Tensor,
+    state: State,
 ) -> None:
     """The same on a GPU, for which the host does not wait."""
     sequences, positions, neurons = values.shape
@@ -201,48 +197,47 @@ def _accumulate_triton(
     assert tokens is not None
     high, low = torch.empty((2, neurons, sequences), dtype=torch.float32, device=device)
     high_token, low_token = torch.empty((2, neurons, sequences), dtype=torch.int64, device=device)
-    with torch.cuda.device_of(values):  # where Triton launches
-        kernels.add_powers[(-(-neurons // WARP_NEURONS),)](
-            values,
-            tokens,
-            len(tokens),
-            pivot,
-            powers,
-            neurons,
-            AT_A_TIME=TOKENS_AT_A_TIME,
-            BLOCK_NEURONS=WARP_NEURONS,
-            num_warps=1,
-            enable_fp_fusion=FUSION,
-        )
-        kernels.count_and_compare[(sequences, -(-neurons // BLOCK_NEURONS))](
-            values,
-            placed.counted_on_gpu,
-            positions,
-            placed.positions.start,
-            placed.positions.stop,
-            firing,
-            histogram,
-            high,
-            high_token,
-            low,
-            low_token,
-            neurons,
-            first,
-            BINS=BINS,
-            HALF=HALF,
-            BINS_PER_UNIT=BINS_PER_UNIT,
-            BLOCK_POSITIONS=BLOCK_POSITIONS,
-            BLOCK_NEURONS=BLOCK_NEURONS,
-            NOWHERE=NOWHERE,
-            enable_fp_fusion=FUSION,
-        )
-    _keep_best(contexts[:2], (high, high_token), highest=True)
-    _keep_best(contexts[2:], (low, low_token), highest=False)
+    gpu.launch(
+        kernels.add_powers,
+        (-(-neurons // WARP_NEURONS),),
+        values,
+        tokens,
+        len(tokens),
+        state["pivot"],
+        state["powers"],
+        neurons,
+        AT_A_TIME=TOKENS_AT_A_TIME,
+        BLOCK_NEURONS=WARP_NEURONS,
+        num_warps=1,
+    )
+    gpu.launch(
+        kernels.count_and_compare,
+        (sequences, -(-neurons // BLOCK_NEURONS)),
+        values,
+        placed.counted_on_gpu,
+        positions,
+        placed.positions.start,
+        placed.positions.stop,
+        state["firing"],
+        state["histogram"],
+        high,
+        high_token,
+        low,
+        low_token,
+        neurons,
+        first,
+        BINS=BINS,
+        HALF=HALF,
+        BINS_PER_UNIT=BINS_PER_UNIT,
+        BLOCK_POSITIONS=BLOCK_POSITIONS,
+        BLOCK_NEURONS=BLOCK_NEURONS,
+        NOWHERE=NOWHERE,
+    )
+    _keep_best([state[name] for name in HIGHEST], (high, high_token), highest=True)
+    _keep_best([state[name] for name in LOWEST], (low, low_token), highest=False)
 
 
-def _keep_best(
-    best: tuple[torch.Tensor, ...], new: tuple[torch.Tensor, torch.Tensor], highest: bool
-) -> None:
+def _keep_best(best: Sequence[torch.Tensor], new: Sequence[torch.Tensor], *, highest: bool) -> None:
     """Take new values and tokens [neuron, sequence] into the best so far [neuron, context], which stand at
     earlier tokens: a stable sort leaves equal ones in their order."""
     value, token = (torch.cat(pair, dim=1) for pair in zip(best, new, strict=True))

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 
-# Of numbers that change from batch to batch, or are 0 and 1 at times, no special case is compiled.
+# No special case is compiled of a number that changes from batch to batch, or is 1 at times.
 @triton.jit(do_not_specialize=["count"])
 def add_powers(
     values,  # [token, neuron], any floating dtype, contiguous

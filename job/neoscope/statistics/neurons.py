@@ -139,10 +139,8 @@ def merge(parts: Iterable[Neurons], contexts: int) -> dict[str, npt.NDArray[Any]
     highest = _widened((begin.highest_value, begin.highest_token), contexts, -np.inf)
     lowest = _widened((begin.lowest_value, begin.lowest_token), contexts, np.inf)
     _add_moments(tokens, mean, deviations, begin)
-    tokens += begin.tokens
     for part in parts:
         _add_moments(tokens, mean, deviations, part)
-        tokens += part.tokens
         firing += part.firing
         histogram += part.histogram
         highest = _best(highest, (part.highest_value, part.highest_token), descending=True)
@@ -186,17 +184,17 @@ def constant_layers(arrays: dict[str, npt.NDArray[Any]]) -> list[int]:
 
 
 def _add_moments(
-    before: npt.NDArray[np.int64],
+    tokens: npt.NDArray[np.int64],
     mean: npt.NDArray[np.float64],
     deviations: list[npt.NDArray[np.float64]],
     part: Neurons,
 ) -> None:
-    """Fold a part into the mean and the sums of the second to fourth powers of deviations from it, which
-    are of `before` tokens."""
+    """Fold a part into the mean and the sums of the second to fourth powers of deviations from it, and into
+    the count of the `tokens` that these are of."""
     for first in np.flatnonzero(part.tokens).tolist():
         own_mean, own2, own3, own4 = _central(part, first)
         total2, total3, total4 = (deviation[:, first] for deviation in deviations)
-        n, m = float(before[first]), float(part.tokens[first])
+        n, m = float(tokens[first]), float(part.tokens[first])
         both = n + m
         step = own_mean - mean[:, first]
         total4 += own4 + step**4 * (n * m * (n * n - n * m + m * m) / both**3)
@@ -206,6 +204,7 @@ def _add_moments(
         total3 += 3 * step * (n * own2 - m * total2) / both
         total2 += own2 + step**2 * (n * m / both)
         mean[:, first] += step * (m / both)
+    tokens += part.tokens
 
 
 def _central(part: Neurons, first: int) -> list[npt.NDArray[np.float64]]:
