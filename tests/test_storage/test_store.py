@@ -21,6 +21,7 @@ import pytest
 
 from neoscope.errors import InputError, UnavailableError, UsageError
 from neoscope.storage import s3
+from neoscope.storage.integrity import Checksums
 from neoscope.storage.store import Store, open_store
 from support.command import BUCKET, invoke
 
@@ -606,3 +607,38 @@ def test_a_run_outlives_faults_and_lost_answers(
     for key in keys(store):
         if "/c/" in key or key.endswith("zarr.json"):
             assert store.get(key) == theirs.get(key), key
+
+
+@pytest.mark.parametrize(
+    "altered",
+    [lambda body: b"\0" + body[1:], lambda body: body[:-1] + b"\0", lambda body: body[:-1]],
+    ids=["first-byte", "last-byte", "cut"],
+)
+@pytest.mark.parametrize("times", [1, 100])
+def test_what_a_folder_does_not_hold_as_it_was_put_is_put_again(
+    altered: Callable[[bytes], bytes],
+    times: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spoiled: list[str] = []
+    body = b"\1" * 300_000  # of more than one block
+    real = Checksums.put
+
+    def put(self: Checksums, key: str, *rest: Any) -> tuple[str | None, bool]:
+        done = real(self, key, *rest)
+        if len(spoiled) < times:
+            spoiled.append(key)
+            (tmp_path / key).write_bytes(altered(body))
+        return done
+
+    monkeypatch.setattr(Checksums, "put", put)
+    store = open_store(str(tmp_path), write=True)
+    if times == 1:
+        store.put("chunk", body)
+        assert (tmp_path / "chunk").read_bytes() == body
+    else:
+        with pytest.raises(UnavailableError, match="is not there as it was put, 8 times"):
+            store.put("chunk", body)
+    assert capsys.readouterr().err.count("is not there as it was put, and is put again") == 1
